@@ -1,0 +1,1 @@
+"""Synthetic Bootstrapped Pretraining in JAX."""

@@ -1,0 +1,191 @@
+"""The `sbp` command: stage names, gin flags, exit codes.
+
+    sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE] [--run_dir=DIR]
+
+Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import sys
+import tokenize
+import traceback
+from collections.abc import Sequence
+
+import gin
+from absl import logging
+from etils import epath
+
+from sbp_jax import artifacts
+from sbp_jax.errors import UserError
+
+# The stages: the function that runs each, as module:function. None of these modules imports
+# TensorFlow or SeqIO at its top, so that gin can know all of them in every process.
+STAGES = {
+    "vocab": "sbp_jax.data.vocab:vocab",
+    "cache": "sbp_jax.data.cache:cache",
+    "train": "sbp_jax.train.stage:train",
+    "embed": "sbp_jax.pair.embed:embed",
+    "pair": "sbp_jax.pair.stage:pair",
+    "synthesize": "sbp_jax.synthesize.stage:synthesize",
+    "evaluate": "sbp_jax.evaluate.stage:evaluate",
+    "report": "sbp_jax.report.stage:report",
+    "bootstrap": "sbp_jax.bootstrap:bootstrap",
+}
+RUN_DIR_MACRO = "RUN_DIR"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, but for `--gin.NAME=VALUE`, whose names only gin knows."""
+    result = argparse.ArgumentParser(
+        prog="sbp",
+        description="Synthetic Bootstrapped Pretraining: one stage of a run, or all of them.",
+        epilog="--gin.NAME=VALUE sets one value over the files, e.g. --gin.pretrain/train.steps=100 "
+        "(text in quotes: --gin.cache.task=\"'my_tasks:my_task'\").",
+        allow_abbrev=False,
+    )
+    result.add_argument("stage", help="one of: " + ", ".join(STAGES))
+    result.add_argument("--gin_file", action="append", default=[], help="may be given several times")
+    result.add_argument(
+        "--gin_search_path",
+        action="append",
+        default=[],
+        help="where gin files and their includes are looked for, after the current folder and gin/",
+    )
+    result.add_argument("--scope", help="gin scope, and the artefact's place in the run directory")
+    result.add_argument("--run_dir", help=f"the run's directory (in gin: {RUN_DIR_MACRO})")
+    result.add_argument("--coordinator", help="HOST:PORT of process 0, or auto (Cloud TPU, Slurm)")
+    result.add_argument("--num_processes", type=int)
+    result.add_argument("--process_id", type=int)
+    result.add_argument(
+        "--verbosity", default="info", choices=["debug", "info", "warning", "error"]
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one stage; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
+    flags = parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
+    logging.use_absl_handler()
+    logging.set_verbosity(flags.verbosity)
+    logging.set_stderrthreshold(flags.verbosity)
+    try:
+        _run(flags, bindings)
+    except KeyboardInterrupt:
+        print("sbp: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _explain(error, flags.stage, debug=flags.verbosity == "debug")
+    return 0
+
+
+def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
+    if flags.stage not in STAGES:
+        raise UserError(f"unknown stage {flags.stage!r}{_instead(flags.stage, list(STAGES))}")
+    sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
+    functions = {name: _load(target) for name, target in STAGES.items()}
+    configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
+    run = artifacts.Run(run_directory(), flags.scope or flags.stage)
+    from sbp_jax.parallel import processes  # loads JAX, which a misspelt flag need not wait for
+
+    processes.start(flags.coordinator, flags.num_processes, flags.process_id)
+    with gin.config_scope(run.scope):
+        functions[flags.stage](run)
+
+
+def configure(
+    files: Sequence[str],
+    bindings: Sequence[str],
+    search_paths: Sequence[str] = (),
+    run_dir: str | None = None,
+) -> None:
+    """Parses gin files, in order, and then single bindings over them.
+
+    Raises:
+      UserError: a file is missing, or a name or a value in it is wrong.
+    """
+    logging.debug("gin files %s, bindings %s", files, bindings)
+    for path in ("gin", *search_paths):
+        gin.add_config_file_search_path(path)
+    overrides = [*bindings, *([f"{RUN_DIR_MACRO} = {run_dir!r}"] if run_dir else [])]
+    try:
+        for path in files:
+            gin.parse_config_file(path, print_includes_and_imports=False)
+        for binding in overrides:
+            gin.parse_config(binding)
+        gin.finalize()
+    except OSError as error:
+        raise UserError(f"gin: {_first_line(error)} Add the folder with --gin_search_path") from error
+    except (ValueError, SyntaxError, tokenize.TokenError, ImportError, AttributeError) as error:
+        raise UserError(f"gin: {_one_line(error)}") from error
+
+
+def run_directory() -> epath.Path:
+    """The run's directory, from the gin macro RUN_DIR.
+
+    Raises:
+      UserError: it is not set.
+    """
+    try:
+        value = gin.query_parameter(f"%{RUN_DIR_MACRO}")
+    except ValueError:
+        raise UserError(
+            f"no run directory: give --run_dir=DIR, or set {RUN_DIR_MACRO} in a gin file"
+        ) from None
+    return epath.Path(value)
+
+
+def _load(target: str):
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _explain(error: Exception, stage: str, debug: bool) -> int:
+    """Prints one line about an exception; returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, UserError):
+        print(f"sbp {stage}: {error.message}", file=sys.stderr)
+        return 2
+    if isinstance(error, RuntimeError) and "Required bindings" in str(error):
+        print(f"sbp {stage}: {_first_line(error)}: set them in gin", file=sys.stderr)
+        return 2
+    if isinstance(error, TypeError) and "missing" in str(error) and "argument" in str(error):
+        # gin's own way to say that a configurable was called without a value it needs.
+        traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" writing {error.filename}" if error.filename else ""
+        print(
+            f"sbp {stage}: no space left on the device{where}: free some and run the same command "
+            "again, it goes on from what is finished",
+            file=sys.stderr,
+        )
+        return 1
+    if not debug:
+        traceback.print_exception(error)
+    print(f"sbp {stage}: failed: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
+    return 1
+
+
+def _instead(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]}?" if close else f": expected one of {', '.join(known)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""SeqIO sources and vocabularies, packing, caching, and the row loader."""

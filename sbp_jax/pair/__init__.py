@@ -1,0 +1,1 @@
+"""Embedders, neighbour search, and the pairs of related documents."""

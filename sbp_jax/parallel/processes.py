@@ -1,0 +1,61 @@
+"""Process start-up: joins the processes of one job, on a pod or on one machine."""
+
+from __future__ import annotations
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+from sbp_jax.errors import UserError
+
+# A missing host makes the others wait; past this many seconds they say so and stop.
+START_TIMEOUT_SECONDS = 300
+
+
+def start(
+    coordinator: str | None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins a job of several processes; does nothing when no coordinator is named.
+
+    Args:
+      coordinator: `HOST:PORT` of process 0; `auto` where JAX can find out (Cloud TPU, Slurm).
+      num_processes: how many there are; with `auto`, found out.
+      process_id: which of them this is, from 0; with `auto`, found out.
+
+    Raises:
+      UserError: the three do not go together, or not all processes came in time.
+    """
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise UserError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        return
+    if coordinator != "auto" and (num_processes is None or process_id is None):
+        raise UserError(
+            f"--coordinator={coordinator} needs --num_processes=N and --process_id=I "
+            "(only --coordinator=auto finds them out)"
+        )
+    try:
+        jax.distributed.initialize(
+            coordinator_address=None if coordinator == "auto" else coordinator,
+            num_processes=num_processes,
+            process_id=process_id,
+            initialization_timeout=START_TIMEOUT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the processes did not come together at {coordinator} within "
+            f"{START_TIMEOUT_SECONDS} s ({str(error).splitlines()[0]}): are all "
+            f"{num_processes or ''} started, and can they reach it?"
+        ) from error
+    logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def is_writer() -> bool:
+    """Whether this process writes what is written once for all."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process of the job has called it with this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,1 @@
+"""The pmapped sampler, its schedule, the filters and the corpus it writes."""

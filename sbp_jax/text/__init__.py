@@ -1,0 +1,1 @@
+"""One measure of likeness and repetition of text, for data, pairs, filters and quality."""

@@ -1,0 +1,1 @@
+"""Optimizer, loss, step, loop and metrics."""
