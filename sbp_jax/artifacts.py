@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as LocalPath
 from typing import Any
 
-import gin
 from absl import logging
 from etils import epath
 
+import gin
 from sbp_jax.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -40,10 +40,12 @@ class Run:
       directory: the run's directory; inputs are named relative to it.
       scope: the gin scope under which the stage runs, e.g. `rows/real`; also the place of its
         artefact inside the run.
+      arguments: the command line's flags that configured the run, for child processes.
     """
 
     directory: epath.Path
     scope: str
+    arguments: tuple[str, ...] = ()
 
     @property
     def out(self) -> epath.Path:
@@ -192,7 +194,7 @@ def write_atomic(path: epath.PathLike, content: str | bytes) -> None:
         file.flush()
         if hasattr(file, "fileno"):
             os.fsync(file.fileno())
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 @dataclasses.dataclass
@@ -262,6 +264,7 @@ def begin(
     config: Mapping[str, Any],
     inputs: Mapping[str, epath.PathLike],
     code: Sequence[str],
+    resumable: bool = False,
     writer: bool = True,
 ) -> Stage:
     """Starts, resumes, or finds finished the stage that makes the artefact `run.out`.
@@ -272,6 +275,8 @@ def begin(
       config: every argument that can change the output; no paths.
       inputs: directories of the artefacts that the stage reads, by their role.
       code: modules and packages whose source decides the output.
+      resumable: whether the stage goes on from what an interrupted attempt left; if not, that is
+        removed, since nothing in it was finished.
       writer: whether this process may write; the others of a multi-process stage pass False and
         wait for the writer themselves.
 
@@ -303,6 +308,8 @@ def begin(
         )
     made = Stage(run.out, wanted, finished=False)
     identity = made.work / IDENTITY
+    if writer and not resumable and made.work.exists():
+        made.work.rmtree()
     if identity.exists():
         fields = json.loads(identity.read_text())
         _refuse_if_different(made.work, Manifest(**fields["manifest"]), wanted)

@@ -17,12 +17,13 @@ import tokenize
 import traceback
 from collections.abc import Sequence
 
-import gin
 from absl import logging
 from etils import epath
 
-from sbp_jax import artifacts
+import gin
+from sbp_jax import artifacts, bootstrap
 from sbp_jax.errors import UserError
+from sbp_jax.parallel import processes
 
 # The stages: the function that runs each, as module:function. None of these modules imports
 # TensorFlow or SeqIO at its top, so that gin can know all of them in every process.
@@ -45,12 +46,14 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="sbp",
         description="Synthetic Bootstrapped Pretraining: one stage of a run, or all of them.",
-        epilog="--gin.NAME=VALUE sets one value over the files, e.g. --gin.pretrain/train.steps=100 "
-        "(text in quotes: --gin.cache.task=\"'my_tasks:my_task'\").",
+        epilog="--gin.NAME=VALUE sets one value over the files, e.g. "
+        "--gin.pretrain/train.steps=100 (text in quotes: --gin.cache.task=\"'my_tasks:my_task'\").",
         allow_abbrev=False,
     )
     result.add_argument("stage", help="one of: " + ", ".join(STAGES))
-    result.add_argument("--gin_file", action="append", default=[], help="may be given several times")
+    result.add_argument(
+        "--gin_file", action="append", default=[], help="may be given several times"
+    )
     result.add_argument(
         "--gin_search_path",
         action="append",
@@ -92,12 +95,26 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
     configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
-    run = artifacts.Run(run_directory(), flags.scope or flags.stage)
-    from sbp_jax.parallel import processes  # loads JAX, which a misspelt flag need not wait for
-
+    passed_on = _arguments(flags, bindings)
+    run = artifacts.Run(run_directory(), flags.scope or flags.stage, passed_on)
+    if flags.stage == "bootstrap" and flags.coordinator:
+        raise UserError(
+            "bootstrap runs on one host: on several, launch its stages one by one with --scope"
+        )
     processes.start(flags.coordinator, flags.num_processes, flags.process_id)
     with gin.config_scope(run.scope):
         functions[flags.stage](run)
+
+
+def _arguments(flags: argparse.Namespace, bindings: Sequence[str]) -> tuple[str, ...]:
+    """The flags that configure a run, as child processes of it get them."""
+    return (
+        *(f"--gin_file={path}" for path in flags.gin_file),
+        *(f"--gin_search_path={path}" for path in flags.gin_search_path),
+        *([f"--run_dir={flags.run_dir}"] if flags.run_dir else []),
+        *(f"--gin.{binding}" for binding in bindings),
+        f"--verbosity={flags.verbosity}",
+    )
 
 
 def configure(
@@ -122,7 +139,9 @@ def configure(
             gin.parse_config(binding)
         gin.finalize()
     except OSError as error:
-        raise UserError(f"gin: {_first_line(error)} Add the folder with --gin_search_path") from error
+        raise UserError(
+            f"gin: {_first_line(error)} Add the folder with --gin_search_path"
+        ) from error
     except (ValueError, SyntaxError, tokenize.TokenError, ImportError, AttributeError) as error:
         raise UserError(f"gin: {_one_line(error)}") from error
 
@@ -151,15 +170,15 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
     """Prints one line about an exception; returns the exit code."""
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, bootstrap.StageFailed):
+        print(f"sbp {stage}: {error}", file=sys.stderr)
+        return error.exit_code
     if isinstance(error, UserError):
         print(f"sbp {stage}: {error.message}", file=sys.stderr)
         return 2
     if isinstance(error, RuntimeError) and "Required bindings" in str(error):
         print(f"sbp {stage}: {_first_line(error)}: set them in gin", file=sys.stderr)
         return 2
-    if isinstance(error, TypeError) and "missing" in str(error) and "argument" in str(error):
-        # gin's own way to say that a configurable was called without a value it needs.
-        traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" writing {error.filename}" if error.filename else ""
         print(

@@ -1,4 +1,4 @@
-"""The one exception for a mistake of the user's: the command prints it as one line and exits with 2."""
+"""The exception for a mistake of the user's: the command prints one line and exits with 2."""
 
 
 class UserError(Exception):

@@ -1,0 +1,133 @@
+"""The stages in order: one gin file becomes base model, synthesizer, corpus, arms and report.
+
+Each stage runs as a child process with the same gin files and its own scope, so that what
+`sbp bootstrap` does and what a stage run by hand does are one thing, memory is given back, and
+TensorFlow stays out of training. Finished stages are found finished by their manifests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import gin
+from absl import logging
+
+from sbp_jax import artifacts
+from sbp_jax.errors import UserError
+
+ARMS = ("repetition", "sbp", "oracle")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCall:
+    """A stage with its scope.
+
+    Attributes:
+      command: of `sbp`.
+      scope: gin scope, and the artefact's place in the run.
+      arms: which arms need it.
+    """
+
+    command: str
+    scope: str
+    arms: tuple[str, ...] = ARMS
+
+
+STAGES = (
+    StageCall("vocab", "vocab"),
+    StageCall("cache", "rows/real"),
+    StageCall("cache", "rows/dev"),
+    StageCall("cache", "rows/heldout"),
+    # The base model is the repetition arm: same rows, same steps.
+    StageCall("train", "pretrain"),
+    StageCall("embed", "embed", ("sbp",)),
+    StageCall("pair", "pairs", ("sbp",)),
+    StageCall("cache", "rows/pairs", ("sbp",)),
+    StageCall("pair", "pairs_dev", ("sbp",)),
+    StageCall("cache", "rows/pairs_dev", ("sbp",)),
+    StageCall("train", "tune", ("sbp",)),
+    StageCall("synthesize", "synthetic", ("sbp",)),
+    StageCall("cache", "rows/joint", ("sbp",)),
+    StageCall("train", "joint", ("sbp",)),
+    StageCall("cache", "rows/oracle", ("oracle",)),
+    StageCall("train", "oracle", ("oracle",)),
+    StageCall("evaluate", "evaluate/repetition"),
+    StageCall("evaluate", "evaluate/sbp", ("sbp",)),
+    StageCall("evaluate", "evaluate/oracle", ("oracle",)),
+    StageCall("report", "report"),
+)
+
+
+class StageFailed(Exception):
+    """A child process ended with an error, which it has told already.
+
+    Attributes:
+      exit_code: the bootstrap ends as the child did; 1 if a signal ended that.
+    """
+
+    def __init__(self, call: StageCall, exit_code: int):
+        how = f"exit code {exit_code}" if exit_code > 0 else f"ended by signal {-exit_code}"
+        super().__init__(
+            f"sbp {call.command} --scope={call.scope} did not finish ({how}): "
+            "the same command goes on from there"
+        )
+        self.exit_code = exit_code if exit_code > 0 else 1
+
+
+@gin.configurable
+def bootstrap(run: artifacts.Run, *, arms: Sequence[str] = ARMS) -> None:
+    """Runs all stages that the arms need, in order; those finished are passed over.
+
+    Args:
+      run: its directory gets every artefact, and `summary.json`.
+      arms: some of `repetition` (the base model, trained on its data over and over), `sbp`
+        (trained on real and synthetic text together) and `oracle` (on all the real text there
+        is), at equal training tokens; `repetition` is always among them.
+    """
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown or "repetition" not in arms:
+        raise UserError(
+            f"bootstrap.arms = {list(arms)}: expected `repetition` and any of {list(ARMS[1:])}"
+        )
+    calls = [call for call in STAGES if set(call.arms) & set(arms)]
+    started = time.monotonic()
+    for number, call in enumerate(calls, start=1):
+        logging.info("[%d/%d] sbp %s --scope=%s", number, len(calls), call.command, call.scope)
+        _run(call, run.arguments)
+    logging.info("all stages finished in %.0f s", time.monotonic() - started)
+    report = run.path("report")
+    summary = (report / "summary.json").read_text()
+    artifacts.write_atomic(run.directory / "summary.json", summary)
+    _print_summary(json.loads(summary), str(report / "report.html"))
+
+
+def _run(call: StageCall, arguments: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "sbp_jax.cli", call.command, f"--scope={call.scope}"]
+    child = subprocess.Popen([*command, *arguments])
+    try:
+        exit_code = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # the child was interrupted with us and ends by itself
+        raise
+    if exit_code:
+        raise StageFailed(call, exit_code)
+
+
+def _print_summary(summary: dict, report: str) -> None:
+    """The last lines of a bootstrap: held-out losses, the share recovered, the report."""
+    for name, arm in summary["arms"].items():
+        print(
+            f"{name:<12} held-out loss {arm['heldout_loss']:.4f} nats/token, "
+            f"{arm['heldout_bits_per_byte']:.4f} bits/byte"
+        )
+    share = summary["oracle_gain_recovered"]
+    print(
+        "share of the oracle's gain recovered: "
+        + ("undefined" if share is None else f"{100 * share:.1f}%")
+    )
+    print(f"report: {report}")

@@ -1,0 +1,190 @@
+"""Checkpoints: training state saved and restored by Orbax on any mesh, or parameters alone.
+
+A checkpoint of step t holds three items: `parameters`, `optimizer`, and `progress` (JSON: the
+step, which is the row position as well; tokens seen per source; held-out loss).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from orbax.checkpoint import checkpoint_managers
+
+from sbp_jax import artifacts
+from sbp_jax.errors import UserError
+from sbp_jax.model.decoder import DecoderConfig, structure
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """Where parameters came from.
+
+    Attributes:
+      directory: the train artefact.
+      manifest_hash: hash of its manifest.
+      step: of the checkpoint.
+      progress: what the trainer recorded with it.
+    """
+
+    directory: epath.Path
+    manifest_hash: str
+    step: int
+    progress: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """Identifies the parameters: the train artefact and the step."""
+        return artifacts.digest({"train": self.manifest_hash, "step": self.step})
+
+
+class Checkpointer:
+    """Saves training state without holding up the steps; keeps the latest two and the best.
+
+    The best is the one with the lowest `dev_loss` in its progress; without one, only the latest
+    are kept. Use as a context manager: leaving it waits for the last save.
+    """
+
+    def __init__(self, directory: epath.PathLike):
+        best = {
+            "best_fn": lambda metrics: metrics["dev_loss"],
+            "best_mode": "min",
+            "preservation_policy": checkpoint_managers.AnyPreservationPolicy(
+                [
+                    checkpoint_managers.LatestN(2),
+                    checkpoint_managers.BestN(
+                        get_metric_fn=lambda metrics: metrics["dev_loss"],
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+        }
+        self.manager = ocp.CheckpointManager(
+            epath.Path(directory).absolute(), options=ocp.CheckpointManagerOptions(**best)
+        )
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest finished checkpoint, None if there is none."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, parameters: Any, optimizer: Any, progress: dict[str, Any]) -> None:
+        """Starts to save; returns when the arrays may be overwritten."""
+        metrics = {"dev_loss": progress["dev_loss"]} if "dev_loss" in progress else None
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardSave(parameters),
+                optimizer=ocp.args.StandardSave(optimizer),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, step: int, parameters: Any, optimizer: Any) -> tuple[Any, Any, dict]:
+        """Restores state onto the shapes and shardings of the given pytrees (abstract or real)."""
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardRestore(parameters),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["parameters"], restored["optimizer"], restored["progress"]
+
+
+def model_config(directory: epath.PathLike) -> DecoderConfig:
+    """The model of a finished train artefact, from its manifest.
+
+    Raises:
+      UserError: there is none, or it is the artefact of another stage.
+    """
+    manifest = artifacts.read_manifest(directory)
+    if manifest.stage != "train":
+        raise UserError(
+            f"{directory} was made by `sbp {manifest.stage}`: expected the directory of `sbp train`"
+        )
+    fields = {name: value for name, value in manifest.config["model"].items() if name}
+    return DecoderConfig(**fields)
+
+
+def load_parameters(
+    directory: epath.PathLike,
+    config: DecoderConfig | None = None,
+    step: int | str = "last",
+    shardings: Any = None,
+) -> tuple[Any, CheckpointInfo]:
+    """Parameters of a finished train artefact.
+
+    Args:
+      directory: the artefact.
+      config: the model they are for; None for the artefact's own (`model_config`).
+      step: `last`, `best` (lowest held-out loss in training), or a step that was kept.
+      shardings: nested dict of shardings like the parameters; None for the first local device.
+
+    Returns:
+      The parameters, a nested dict of float32 arrays, and where they came from.
+
+    Raises:
+      UserError: no such checkpoint, or it is of a model of another shape.
+    """
+    directory = epath.Path(directory)
+    own = model_config(directory)
+    manifest = artifacts.read_manifest(directory)
+    abstract = nnx.to_pure_dict(structure(own)[1])
+    if config is not None:
+        _check_shapes(directory, abstract, nnx.to_pure_dict(structure(config)[1]))
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, abstract)
+    target = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+    path = (directory / CHECKPOINTS).absolute()
+    if not path.exists():
+        raise UserError(f"{directory} has no {CHECKPOINTS}/: run its `sbp train` again")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(path, options=options) as manager:
+        steps = sorted(manager.all_steps())
+        named = {"last": steps[-1] if steps else None, "best": manifest.counts.get("best_step")}
+        wanted = named.get(step, step) if isinstance(step, str) else step
+        if wanted not in steps:
+            raise UserError(f"{directory} has no checkpoint {step!r}: expected one of {steps}")
+        restored = manager.restore(
+            wanted,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore()
+            ),
+        )
+    info = CheckpointInfo(directory, manifest.hash, wanted, restored["progress"])
+    return restored["parameters"], info
+
+
+def _check_shapes(directory: epath.Path, found: Any, wanted: Any) -> None:
+    """Names the first parameter that differs."""
+    shapes = [
+        {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in tree}
+        for tree in map(jax.tree_util.tree_leaves_with_path, (found, wanted))
+    ]
+    for name in [*shapes[1], *shapes[0]]:
+        old, new = (side.get(name) for side in shapes)
+        if old != new:
+            raise UserError(
+                f"{directory} is the checkpoint of another model: {name} has shape {old}, "
+                f"this model's has {new}: set DecoderConfig as it was there"
+            )

@@ -1,0 +1,124 @@
+"""Mesh and logical axis rules: which dimension of an array lies along which axis of the mesh.
+
+Arrays name their dimensions logically (`batch`, `embed`, `heads`, `mlp`, `vocab`); rules map the
+names to the mesh axes `data`, `fsdp` and `tensor`. Another layout is another rule, not other code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import gin
+from sbp_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical name → mesh axes. `embed` over `fsdp` shards every weight and its optimizer state.
+DEFAULT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("batch", ("data", "fsdp")),
+    ("embed", ("fsdp",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("vocab", ("tensor",)),
+)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The shape of the mesh and the rules that lay arrays on it.
+
+    Attributes:
+      data: devices along which only the batch is split; -1 for all that the others leave.
+      fsdp: devices along which the batch, the weights and the optimizer state are split.
+      tensor: devices along which heads, hidden units and the vocabulary are split.
+      rules: pairs of a logical name and the mesh axes it is laid along.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    rules: Sequence[tuple[str, Sequence[str]]] = DEFAULT_RULES
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh with its rules.
+
+    Attributes:
+      mesh: devices by (`data`, `fsdp`, `tensor`).
+      rules: logical name → mesh axes.
+    """
+
+    mesh: Mesh
+    rules: dict[str, tuple[str, ...]]
+
+    def sharding(self, *names: str | None) -> NamedSharding:
+        """How an array lies whose dimensions have these logical names."""
+        return NamedSharding(
+            self.mesh, PartitionSpec(*[self.rules.get(n) if n else None for n in names])
+        )
+
+    def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+        """Holds an intermediate result to this layout, under jit."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(*names))
+
+    def parameter_shardings(self, parameters: Any) -> Any:
+        """Shardings for a pytree of NNX variables (or their shapes) that carry `axes`.
+
+        A variable's `axes` name its last dimensions; those before (stacked layers) stay whole.
+        """
+
+        def one(variable):
+            axes = variable.get_metadata()["axes"]
+            missing = len(variable.shape) - len(axes)
+            return variable.replace(self.sharding(*(None,) * missing, *axes))
+
+        return jax.tree.map(one, parameters, is_leaf=lambda x: hasattr(x, "get_metadata"))
+
+    @property
+    def batch_shards(self) -> int:
+        """Into how many parts the batch is split."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules["batch"])
+
+
+def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """Builds the mesh over all devices of all processes.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices, or a rule names no axis.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(
+            f"MeshConfig: data, fsdp, tensor = {sizes}: each is a positive number, "
+            "and at most one is -1 (what the others leave)"
+        )
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"MeshConfig: a mesh of data × fsdp × tensor = {sizes} does not fit "
+            f"{len(devices)} device(s): their product must be {len(devices)}"
+        )
+    rules = {name: tuple(axes) for name, axes in config.rules}
+    for name, axes in rules.items():
+        if unknown := set(axes) - set(AXES):
+            raise UserError(
+                f"MeshConfig.rules: {name} is laid along {sorted(unknown)}, "
+                f"which is no mesh axis: expected some of {AXES}"
+            )
+    rules.setdefault("batch", ())
+    mesh = jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
+    return Layout(mesh, rules)

@@ -1,0 +1,97 @@
+"""Stage `report`: one self-contained HTML page about a run, and its figures as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import gin
+from absl import logging
+from etils import epath
+
+from sbp_jax import artifacts
+from sbp_jax.errors import UserError
+
+PAGE = "report.html"
+SUMMARY = "summary.json"
+EXAMPLES = 10
+ARM_PARTS = ("train", "scores")
+CODE = ("sbp_jax.report", "sbp_jax.data.documents")
+
+
+@gin.configurable
+def report(
+    run: artifacts.Run,
+    *,
+    arms: Mapping[str, Mapping[str, str]] = gin.REQUIRED,
+    pairs: str = "pairs",
+    synthetic: str = "synthetic",
+    documents: str = "rows/real",
+) -> None:
+    """Writes `report.html` and `summary.json`.
+
+    Args:
+      run: where to write, and where the artefacts lie.
+      arms: for each arm its artefacts: `{"sbp": {"train": "joint", "scores": "evaluate/sbp"}}`.
+        The headline compares the arms `repetition`, `sbp` and `oracle`; others are shown beside.
+      pairs: artefact of `sbp pair`; its part of the page is left out where there is none.
+      synthetic: artefact of `sbp synthesize`, likewise.
+      documents: artefact of `sbp cache` with the seed documents, likewise.
+
+    Raises:
+      UserError: an arm is incomplete, or an artefact is not what its stage writes.
+    """
+    # Imported here: the command loads this module for every stage, and jinja2 only this one needs.
+    from sbp_jax.report import examples, page, results, verdict
+
+    parts = _arm_paths(run, arms)
+    optional = {"pairs": pairs, "synthetic": synthetic, "documents": documents}
+    found = {role: run.path(name) for role, name in optional.items() if name}
+    for role in [role for role, path in found.items() if not artifacts.is_finished(path)]:
+        logging.info("no %s at %s: the report leaves them out", role, found.pop(role))
+    template = artifacts.digest([path.read_text() for path in page.template_files()])
+    inputs = {
+        **{f"{arm}/{part}": path for arm, paths in parts.items() for part, path in paths.items()},
+        **found,
+    }
+    stage = artifacts.begin(
+        run,
+        "report",
+        config={"arms": list(parts), "examples": EXAMPLES, "template": template},
+        inputs=inputs,
+        code=CODE,
+    )
+    if not stage.finished:
+        measured = results.Results(
+            arms=tuple(results.read_arm(arm, **paths) for arm, paths in parts.items()),
+            lineage=results.read_lineage(run.directory, inputs.values()),
+            pairs=results.read_pairs(found["pairs"]) if "pairs" in found else None,
+        )
+        written = None
+        if "synthetic" in found:
+            written = examples.read_synthetic(found["synthetic"], found.get("documents"), EXAMPLES)
+        text = page.render(measured, written, name=run.directory.name)
+        artifacts.write_atomic(stage.work / PAGE, text)
+        summary = json.dumps(measured.summary(), indent=2, allow_nan=False)
+        artifacts.write_atomic(stage.work / SUMMARY, summary)
+        for line in verdict.lines(measured):
+            logging.info("%s", line)
+        stage.commit({"arms": len(measured.arms), "examples": len(written.examples if written else ())})
+    logging.info("report: %s", run.out / PAGE)
+
+
+def _arm_paths(
+    run: artifacts.Run, arms: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, epath.Path]]:
+    example = '{"repetition": {"train": "pretrain", "scores": "evaluate/repetition"}}'
+    if not isinstance(arms, Mapping) or not arms:
+        raise UserError(f"report.arms is {arms!r}, expected at least one arm, e.g. {example}")
+    for arm, paths in arms.items():
+        if not isinstance(paths, Mapping) or sorted(paths) != sorted(ARM_PARTS):
+            raise UserError(
+                f"report.arms: {arm!r} has {paths!r}, expected its artefacts `train` and `scores`, "
+                f"e.g. {example}"
+            )
+    return {
+        arm: {part: run.path(paths[part]) for part in ARM_PARTS} for arm, paths in arms.items()
+    }

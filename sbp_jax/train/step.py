@@ -1,0 +1,151 @@
+"""The compiled step: loss, gradients and update, pure over pytrees of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from sbp_jax.data.rows import Row
+from sbp_jax.model.decoder import Decoder, DecoderConfig, Dropout, initialise, structure
+from sbp_jax.parallel.mesh import Layout
+from sbp_jax.train.loss import loss_sums
+
+
+class TrainState(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+      parameters: nested dict of float32 arrays, as `nnx.to_pure_dict` gives it.
+      optimizer: the optimizer's state.
+    """
+
+    parameters: Any
+    optimizer: Any
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports, float32 scalars.
+
+    Attributes:
+      loss: nats per weighted token, over the whole batch.
+      weight: sum of the batch's loss weights.
+      gradient_norm: before clipping.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    gradient_norm: jax.Array
+
+
+def parameter_shardings(config: DecoderConfig, layout: Layout) -> Any:
+    """How each parameter lies on the mesh, as a nested dict."""
+    _, state = structure(config)
+    return nnx.to_pure_dict(layout.parameter_shardings(state))
+
+
+def init_state(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, layout: Layout, seed: int
+) -> TrainState:
+    """Fresh state, made where it will lie: no host ever holds all of it."""
+    shardings = parameter_shardings(config, layout)
+    parameters = jax.jit(
+        lambda key: nnx.to_pure_dict(nnx.state(initialise(config, key))), out_shardings=shardings
+    )(jax.random.key(seed))
+    return TrainState(parameters, init_optimizer(optimizer, parameters, layout))
+
+
+def init_optimizer(optimizer: optax.GradientTransformation, parameters: Any, layout: Layout) -> Any:
+    """Fresh optimizer state: moments lie as their parameters do, counters everywhere."""
+    by_path = {
+        tuple(key.key for key in path): leaf.sharding
+        for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
+    }
+
+    def sharding(path, _):
+        names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        return by_path.get(names, layout.sharding())
+
+    abstract = jax.eval_shape(optimizer.init, parameters)
+    shardings = jax.tree_util.tree_map_with_path(sharding, abstract)
+    return jax.jit(optimizer.init, out_shardings=shardings)(parameters)
+
+
+def make_loss(config: DecoderConfig, layout: Layout) -> Callable:
+    """The loss of a batch: (parameters, batch, dropout) → (sum of losses, sum of weights)."""
+    graph, _ = structure(config)
+
+    def loss(parameters: Any, batch: Row, dropout: Dropout | None):
+        decoder: Decoder = nnx.merge(graph, parameters)
+        logits_BLV = decoder(
+            batch.inputs, batch.segment_ids, batch.positions, dropout=dropout, layout=layout
+        )
+        return loss_sums(logits_BLV, batch.targets, batch.loss_weights)
+
+    return loss
+
+
+def make_train_step(
+    config: DecoderConfig,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    *,
+    dropout: float = 0.0,
+    accumulation_steps: int = 1,
+) -> Callable:
+    """The step: (state, batch, key, step) → (state, metrics); the old state is given up.
+
+    Gradients of the summed loss are added over the parts of the batch and divided by the whole
+    batch's weight once, so neither the number of parts nor uneven weights change the result.
+    """
+    loss = make_loss(config, layout)
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def step_fn(state: TrainState, batch: Row, key: jax.Array, step: jax.Array):
+        size = batch.inputs.shape[0]
+        step_key = jax.random.fold_in(key, step)
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(size))
+
+        def part(batch: Row, keys: jax.Array):
+            batch = Row(*(layout.constrain(x, "batch", None) for x in batch))
+            mask = Dropout(dropout, keys) if dropout else None
+            return value_and_grad(state.parameters, batch, mask)
+
+        if accumulation_steps == 1:
+            (total, weight), gradients = part(batch, keys_B)
+        else:
+            # Every part takes rows from all over the batch, so each stays evenly on the mesh.
+            parts = jax.tree.map(
+                lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
+                (batch, keys_B),
+            )
+            zeros = jax.tree.map(jnp.zeros_like, state.parameters)
+
+            def add(carry, one):
+                result = part(*one)
+                return jax.tree.map(jnp.add, carry, result), None
+
+            start = ((jnp.float32(0), jnp.float32(0)), zeros)
+            ((total, weight), gradients), _ = jax.lax.scan(add, start, parts)
+        scale = 1 / jnp.maximum(weight, 1e-9)
+        gradients = jax.tree.map(lambda g: g * scale, gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        metrics = StepMetrics(total * scale, weight, optax.global_norm(gradients))
+        return TrainState(parameters, optimizer_state), metrics
+
+    return jax.jit(step_fn, donate_argnums=0)
+
+
+def make_evaluation_step(config: DecoderConfig, layout: Layout) -> Callable:
+    """(parameters, batch) → (sum of losses, sum of weights), without dropout."""
+    loss = make_loss(config, layout)
+
+    def evaluation_step(parameters: Any, batch: Row):
+        return loss(parameters, batch, None)
+
+    return jax.jit(evaluation_step)
