@@ -39,6 +39,7 @@ STAGES = {
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
 }
 RUN_DIR_MACRO = "RUN_DIR"
+OURS = ("sbp_jax", "tasks")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
     flags = parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
-    logging.use_absl_handler()
-    logging.set_verbosity(flags.verbosity)
-    logging.set_stderrthreshold(flags.verbosity)
+    _start_logging(flags.verbosity)
     try:
         _run(flags, bindings)
     except KeyboardInterrupt:
@@ -101,9 +100,23 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
         raise UserError(
             "bootstrap runs on one host: on several, launch its stages one by one with --scope"
         )
+    processes.keep_compiled_programs()
     processes.start(flags.coordinator, flags.num_processes, flags.process_id)
     with gin.config_scope(run.scope):
         functions[flags.stage](run)
+
+
+def _start_logging(verbosity: str) -> None:
+    """absl's log on stderr; of other libraries' notes only warnings, or all with debug."""
+    logging.use_absl_handler()
+    logging.set_verbosity(verbosity)
+    logging.set_stderrthreshold(verbosity)
+    ours = tuple(os.path.dirname(importlib.import_module(name).__file__ or "") for name in OURS)
+    logging.get_absl_handler().addFilter(
+        lambda record: verbosity == "debug"
+        or record.levelno >= logging.converter.STANDARD_WARNING
+        or record.pathname.startswith(ours)
+    )
 
 
 def _arguments(flags: argparse.Namespace, bindings: Sequence[str]) -> tuple[str, ...]:

@@ -96,8 +96,6 @@ def vocab(
                 return
             yield text
 
-    if next(iter(task_registry.texts(resolved)), None) is None:
-        raise UserError(f"vocab: task {task!r} has no documents to learn a vocabulary from")
     model = train(lambda: texts("learning pieces"), size, character_coverage, task)
     artifacts.write_atomic(stage.work / FILE, model)
     stage.commit(counts=_counts(load(stage.work), texts("counting tokens")))
@@ -126,14 +124,11 @@ def load(path: epath.PathLike) -> sentencepiece.SentencePieceProcessor:
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(path.read_bytes())
-        pieces = processor.get_piece_size()
     except RuntimeError as error:
         raise UserError(
             f"vocabulary {path} is not a SentencePiece model: name a .model file that "
             "SentencePiece wrote, or make one with `sbp vocab`"
         ) from error
-    if not pieces:
-        raise UserError(f"vocabulary {path} has no pieces: make it again with `sbp vocab`")
     if processor.eos_id() < 0:
         raise UserError(
             f"vocabulary {path} has no id for the end of a document (eos): train one with it, "
@@ -180,7 +175,7 @@ def train(
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
                 allow_whitespace_only_pieces=True,
-                max_sentence_length=8 * _LONGEST_LINE,  # bytes; a character has at most 4
+                max_sentence_length=4 * _LONGEST_LINE,  # bytes; a character has at most 4
                 num_threads=2,
                 minloglevel=2,
             )
@@ -237,7 +232,9 @@ def _explained(error: RuntimeError, size: int, name: str) -> Exception:
             f"need {found[1]} pieces; set vocab.size above that, or lower vocab.character_coverage"
         )
     if "!sentences_.empty()" in message:
-        return UserError(f"vocab: the documents of task {name!r} are empty: nothing can be learned")
+        return UserError(
+            f"vocab: task {name!r} holds no text: name a task whose train split has documents"
+        )
     logging.error("SentencePiece said: %s", message)
     return error
 
@@ -246,7 +243,8 @@ def _without_paths(model: bytes) -> bytes:
     """The model without the names of temporary files, so that the same text gives the same file."""
     from sentencepiece import sentencepiece_model_pb2  # needs protobuf, which loading does not
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at run time
+    proto.ParseFromString(model)
     for spec in (proto.normalizer_spec, proto.denormalizer_spec):
         spec.normalization_rule_tsv = ""
     return proto.SerializeToString(deterministic=True)

@@ -74,14 +74,27 @@ class Layout:
         """Shardings for a pytree of NNX variables (or their shapes) that carry `axes`.
 
         A variable's `axes` name its last dimensions; those before (stacked layers) stay whole.
+
+        Raises:
+          UserError: a dimension cannot be divided among its devices.
         """
 
-        def one(variable):
+        def one(path, variable):
             axes = variable.get_metadata()["axes"]
             missing = len(variable.shape) - len(axes)
+            for size, axis in zip(variable.shape[missing:], axes, strict=True):
+                parts = math.prod(self.mesh.shape[a] for a in self.rules.get(axis, ()))
+                if size % parts:
+                    name = jax.tree_util.keystr(path, simple=True, separator=".")
+                    raise UserError(
+                        f"{name}: its dimension {axis} of {size} cannot be divided among {parts} "
+                        f"devices ({' × '.join(self.rules[axis])}): change the model or MeshConfig"
+                    )
             return variable.replace(self.sharding(*(None,) * missing, *axes))
 
-        return jax.tree.map(one, parameters, is_leaf=lambda x: hasattr(x, "get_metadata"))
+        return jax.tree_util.tree_map_with_path(
+            one, parameters, is_leaf=lambda x: hasattr(x, "get_metadata")
+        )
 
     @property
     def batch_shards(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+
 import jax
 from absl import logging
 from jax.experimental import multihost_utils
@@ -10,6 +13,14 @@ from sbp_jax.errors import UserError
 
 # A missing host makes the others wait; past this many seconds they say so and stop.
 START_TIMEOUT_SECONDS = 300
+
+
+def keep_compiled_programs() -> None:
+    """Keeps compiled programs under the user's cache directory, unless JAX was told otherwise."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        directory = pathlib.Path(base) / "sbp_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def start(

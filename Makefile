@@ -1,0 +1,42 @@
+# make demo · make test · make check: each builds .venv by itself when it must.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# JAX needs 3.12 or newer, ScaNN has no wheel past 3.13; Debian may leave ensurepip out.
+FITS := 'import ensurepip, sys, venv; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))'
+
+.PHONY: demo test check format lock clean
+
+demo: $(READY)
+	$(BIN)/sbp bootstrap --gin_file=experiments/pydocs.gin
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A venv that is half built has no .ready, and is built again from the start.
+$(READY): requirements.lock pyproject.toml .python-version
+	@for python in $(PYTHON) python3.12 python3.13 python3 python; do \
+		"$$python" -c $(FITS) 2>/dev/null && rm -rf $(VENV) && exec "$$python" -m venv $(VENV); \
+	done; \
+	echo "make: no Python 3.12 or 3.13 with venv on PATH: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+# The exact versions of everything, without any download address; needs uv.
+lock:
+	uv pip compile --quiet --universal --python-version 3.12 --no-header --no-emit-index-url \
+		--generate-hashes --extra dev pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,330 @@
+"""The trainer: meshes, accumulation, processes and interruptions do not change what is learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from made_rows import rewrite_weights, sentences, write_rows_artefact
+
+from sbp_jax import artifacts
+from sbp_jax.checkpoints import load_parameters
+from sbp_jax.data import loader, rows
+from sbp_jax.errors import UserError
+from sbp_jax.model.decoder import DecoderConfig
+from sbp_jax.parallel.mesh import MeshConfig, make_layout
+from sbp_jax.train import metrics
+from sbp_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, schedule
+from sbp_jax.train.stage import train
+from sbp_jax.train.step import init_state, make_train_step
+
+MODEL = DecoderConfig(
+    vocab_size=64,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_size=8,
+    hidden=32,
+    dtype="float32",
+)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+ONE_DEVICE = MeshConfig(data=1)
+
+
+@pytest.fixture
+def run_directory(tmp_path):
+    write_rows_artefact(tmp_path, "rows/real", {"real": list(sentences(200, 64, 0))})
+    write_rows_artefact(tmp_path, "rows/dev", {"dev": list(sentences(40, 64, 1))})
+    return epath.Path(tmp_path)
+
+
+def call(directory, scope="pretrain", **changes):
+    options = {
+        "rows": "rows/real",
+        "model": MODEL,
+        "optimizer": OPTIMIZER,
+        "steps": 12,
+        "batch_size": 8,
+        "dev_rows": "rows/dev",
+        "checkpoint_every": 4,
+        "log_every": 1,
+        "dropout": 0.1,
+    }
+    train(artifacts.Run(directory, scope), **{**options, **changes})
+    return directory / scope
+
+
+def same_parameters(first, second):
+    for a, b in zip(
+        jax.tree.leaves(load_parameters(first)[0]),
+        jax.tree.leaves(load_parameters(second)[0]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def one_step(directory, mesh: MeshConfig, devices: int, accumulation_steps: int = 1):
+    layout = make_layout(mesh, jax.devices()[:devices])
+    optimizer = make_optimizer(OPTIMIZER, 10)
+    state = init_state(MODEL, optimizer, layout, seed=0)
+    step = make_train_step(
+        MODEL, optimizer, layout, dropout=0.2, accumulation_steps=accumulation_steps
+    )
+    shares = loader.plan_shares(rows.open_rows(directory / "rows/real"), 16)
+    (batch,) = loader.batches(loader.RowOrder(shares, 0), 16, np.arange(16), 0, 1)
+    placed = jax.device_put(batch, layout.sharding("batch"))
+    state, found = step(state, placed, jax.random.key(0), 1)
+    clip, adam, *_ = state.optimizer
+    return jax.device_get((adam.mu, found))
+
+
+def test_loss_and_update_do_not_depend_on_mesh_or_accumulation(run_directory):
+    rewrite_weights(run_directory / "rows/real")
+    gradients, found = one_step(run_directory, ONE_DEVICE, 1)
+    assert found.loss > 3
+    layouts = [
+        (MeshConfig(data=8), 8, 1),
+        (MeshConfig(data=1, fsdp=8), 8, 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 8, 2),
+        (ONE_DEVICE, 1, 4),
+        (ONE_DEVICE, 1, 16),
+    ]
+    for mesh, devices, accumulation_steps in layouts:
+        other, other_found = one_step(run_directory, mesh, devices, accumulation_steps)
+        np.testing.assert_allclose(other_found.loss, found.loss, rtol=1e-6)
+        np.testing.assert_allclose(other_found.gradient_norm, found.gradient_norm, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(gradients), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_training_learns_and_reports(run_directory):
+    out = call(run_directory, steps=40, checkpoint_every=20)
+    lines = metrics.read_metrics(out)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 40
+    assert losses[-1] < losses[0] - 0.5
+    last = [line for line in lines if "loss" in line][-1]
+    assert last["tokens"] == 40 * 8 * 32
+    assert last["source_tokens"] == {"real": 40 * 8 * 32}
+    assert last["learning_rate"] < 1e-4
+    assert last["gradient_norm"] > 0
+    assert 0 < last["mfu"] < 1.5
+    counts = artifacts.read_manifest(out).counts
+    dev = [line["dev_loss"] for line in lines if "dev_loss" in line]
+    assert [line["step"] for line in lines if "dev_loss" in line] == [20, 40]
+    assert counts["dev_loss"] == dev[-1]
+    assert counts["best_dev_loss"] == min(dev)
+    assert counts["train_tokens"] == 40 * 8 * 32
+    assert counts["sources"]["real"]["rows"] == 320
+    assert list((out / "tensorboard").iterdir())
+    best, info = load_parameters(out, step="best")
+    assert info.step == counts["best_step"]
+    assert jax.tree.leaves(best)[0].dtype == np.float32
+
+
+def test_loss_tokens_are_those_of_the_rows_read(run_directory):
+    out = call(run_directory, steps=12)
+    shares = loader.plan_shares(rows.open_rows(run_directory / "rows/real"), 96)
+    order = loader.RowOrder(shares, 0)
+    records = shares[0].source.open()
+    expected = sum(
+        int(rows.decode(records[order[slot][1]], 32).loss_weights.sum()) for slot in range(96)
+    )
+    assert artifacts.read_manifest(out).counts["loss_tokens"] == expected
+
+
+KILLED = """
+import os, signal, sys
+from etils import epath
+sys.path.insert(0, {tests!r})
+import test_train
+from sbp_jax.train import stage
+flush = stage.Log.flush
+def dying(self):
+    flush(self)
+    if self.record["step"] == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+stage.Log.flush = dying
+test_train.call(epath.Path({directory!r}), "killed")
+"""
+
+
+@pytest.mark.parametrize("step", [2, 7, 12])
+def test_killed_and_started_again_it_is_as_if_it_never_was(run_directory, step):
+    code = KILLED.format(
+        tests=str(pathlib.Path(__file__).parent), step=step, directory=str(run_directory)
+    )
+    died = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert not (run_directory / "killed").exists()
+    call(run_directory, "killed")
+    call(run_directory, "whole")
+    same_parameters(run_directory / "killed", run_directory / "whole")
+    timeless = [
+        [
+            {k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu")}
+            for line in metrics.read_metrics(run_directory / name)
+        ]
+        for name in ("killed", "whole")
+    ]
+    assert timeless[0] == timeless[1]
+    counts = [artifacts.read_manifest(run_directory / n).counts for n in ("killed", "whole")]
+    assert counts[0] == counts[1]
+
+
+def test_resumed_on_another_mesh_it_reads_the_same_rows(run_directory, monkeypatch):
+    from sbp_jax.train import stage
+
+    call(run_directory, "whole", mesh=ONE_DEVICE if jax.device_count() == 1 else MeshConfig())
+    evaluate = stage.Trainer.evaluate
+
+    def interrupted(self, state, log):
+        evaluate(self, state, log)
+        if log.record["step"] == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.Trainer, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call(run_directory, "moved")
+    call(run_directory, "moved", mesh=MeshConfig(data=2, fsdp=2, tensor=2), accumulation_steps=2)
+    losses = [
+        [line["loss"] for line in metrics.read_metrics(run_directory / name) if "loss" in line]
+        for name in ("whole", "moved")
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_the_synthesizer_starts_from_another_run(run_directory):
+    base = call(run_directory)
+    tuned = call(
+        run_directory,
+        "tune",
+        start_from="pretrain",
+        optimizer=OptimizerConfig(learning_rate=1e-9, warmup=0.0, weight_decay=0.0),
+        steps=1,
+    )
+    for a, b in zip(
+        jax.tree.leaves(load_parameters(base)[0]),
+        jax.tree.leaves(load_parameters(tuned)[0]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    assert "start_from" in artifacts.read_manifest(tuned).inputs
+    with pytest.raises(
+        UserError, match=r"mlp.down has shape \(2, 32, 16\), this model's has \(2, 48, 16\)"
+    ):
+        call(
+            run_directory,
+            "other",
+            start_from="pretrain",
+            model=dataclasses.replace(MODEL, hidden=48),
+        )
+    with pytest.raises(UserError, match=r"no checkpoint 5: expected one of \[.*12\]"):
+        call(run_directory, "third", start_from="pretrain", start_from_step=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, "batch_size = 12 is no multiple of 8"),
+        ({"rows": "rows/none"}, "rows/none holds no finished artefact"),
+        ({"start_from": "absent"}, "absent holds no finished artefact"),
+        ({"start_from": "rows/real"}, "made by `sbp cache`: expected the directory of `sbp train`"),
+        ({"rows": "pretrain0"}, "pretrain0 holds no finished artefact"),
+        (
+            {
+                "model": dataclasses.replace(MODEL, heads=3, kv_heads=3),
+                "mesh": MeshConfig(tensor=2),
+            },
+            r"cannot be divided among 2 devices \(tensor\)",
+        ),
+        ({"mesh": MeshConfig(data=3)}, "does not fit 8 device"),
+        ({"mesh": MeshConfig(data=-1, fsdp=-1)}, "at most one is -1"),
+        ({"mesh": MeshConfig(rules=(("batch", ("rows",)),))}, "no mesh axis"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_a_users_mistake_is_one_line(run_directory, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(run_directory, **changes)
+    assert "\n" not in caught.value.message
+    assert not (run_directory / "pretrain").exists()
+
+
+def test_rows_of_another_vocabulary_are_refused(run_directory):
+    with pytest.raises(UserError, match="vocabulary of 64, the model's vocab_size is 100"):
+        call(run_directory, model=dataclasses.replace(MODEL, vocab_size=100))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(run_directory):
+    wild = OptimizerConfig(learning_rate=1e30, warmup=0.0, clip_norm=1e30)
+    with pytest.raises(UserError, match=r"lower OptimizerConfig.learning_rate"):
+        call(run_directory, optimizer=wild)
+
+
+def test_schedule_and_decay_mask():
+    rate = schedule(OptimizerConfig(learning_rate=2.0, final_learning_rate=0.5, warmup=0.1), 100)
+    assert float(rate(0)) == 0
+    assert float(rate(5)) == 1.0
+    assert float(rate(10)) == 2.0
+    assert float(rate(55)) == pytest.approx(1.25)
+    assert float(rate(100)) == pytest.approx(0.5)
+    mask = decayed({"mlp": {"up": 1}, "norm": {"scale": 1}})
+    assert mask == {"mlp": {"up": True}, "norm": {"scale": False}}
+
+
+PROCESS = """
+import sys
+sys.path.insert(0, {tests!r})
+from etils import epath
+from sbp_jax.parallel import processes
+processes.start("127.0.0.1:{port}", {count}, int(sys.argv[1]))
+import test_train
+test_train.call(epath.Path({directory!r}), "several")
+"""
+
+
+def test_two_processes_learn_what_one_does(run_directory):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = PROCESS.format(
+        tests=str(pathlib.Path(__file__).parent),
+        port=port,
+        count=2,
+        directory=str(run_directory),
+    )
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for index in range(2)
+    ]
+    deadline = time.monotonic() + 120
+    outputs = [child.communicate(timeout=deadline - time.monotonic())[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], b"\n".join(outputs).decode()
+    call(run_directory, "one")
+    found = [
+        [line["loss"] for line in metrics.read_metrics(run_directory / name) if "loss" in line]
+        for name in ("several", "one")
+    ]
+    assert len(found[0]) == 12
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    assert artifacts.read_manifest(run_directory / "several").counts["steps"] == 12
