@@ -20,10 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as LocalPath
 from typing import Any
 
+import gin
 from absl import logging
 from etils import epath
 
-import gin
 from sbp_jax.errors import UserError
 
 MANIFEST = "manifest.json"

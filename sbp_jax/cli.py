@@ -17,10 +17,10 @@ import tokenize
 import traceback
 from collections.abc import Sequence
 
+import gin
 from absl import logging
 from etils import epath
 
-import gin
 from sbp_jax import artifacts, bootstrap
 from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes

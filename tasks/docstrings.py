@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -117,6 +118,7 @@ def sources(project: str = PROJECT) -> list[Source]:
     return found
 
 
+@functools.cache  # a process does not outlive its environment, and this looks at 11,000 files
 def fingerprint(project: str = PROJECT) -> str:
     """16 hex digits that change with Python, a package's version, or a file's name or size.
 

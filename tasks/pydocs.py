@@ -21,17 +21,18 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import inspect
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import seqio
 import tensorflow_datasets as tfds
-from etils import epath
+from absl import logging
 
 from sbp_jax.errors import UserError
 from sbp_jax.progress import progress
@@ -52,7 +53,7 @@ class Settings:
     Attributes:
       min_characters: the shortest document.
       threshold: containment of 13-word shingles from which two documents are near-duplicates.
-      heldout_share: of the clusters, to `heldout`.
+      heldout_share: of the clusters, to `heldout`; each share must be enough for a document.
       dev_share: of the clusters, to `dev`.
       train_share: of the oracle's documents, to `train`. A larger share holds a smaller one.
       project: the distribution whose requirements are read.
@@ -88,8 +89,6 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 - TFDS' own convention
-    # TFDS' way to find this file needs the package importlib_resources without asking for it.
-    code_path = epath.Path(__file__)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -109,6 +108,11 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
                 f"in what {settings.project} requires"
             )
         splits = split(documents, settings)
+        if empty := [name for name in SPLITS if not splits[name]]:
+            raise UserError(
+                f"pydocs: of {len(documents):,} documents none fell to {', '.join(empty)}: "
+                "make its share larger, or min_characters smaller"
+            )
         return {name: self._generate_examples(splits[name]) for name in SPLITS}
 
     def _generate_examples(self, documents: Sequence[Docstring]):
@@ -134,6 +138,12 @@ def split(
     members = collections.defaultdict(list)
     for document, label in zip(documents, labels.tolist(), strict=True):
         members[label].append(document)
+    logging.info(
+        "pydocs: %d documents, %d of them without near-duplicates; the largest clusters: %s",
+        len(documents),
+        sum(len(cluster) == 1 for cluster in members.values()),
+        sorted(map(len, members.values()))[:-6:-1],
+    )
     splits: dict[str, list[Docstring]] = {name: [] for name in SPLITS}
     for cluster in members.values():
         draw = _draw("split", min(document.id for document in cluster))
@@ -161,7 +171,7 @@ def near_duplicates_across_splits(
     """
     documents = [(name, d) for name, members in splits.items() for d in members]
     sets = [shingles.shingles(document.text) for _, document in documents]
-    found = set()
+    found: set[int] = set()
     for i, j, _ in near_duplicates.near_duplicate_pairs(sets, threshold):
         if documents[i][0] != documents[j][0]:
             found.update(k for k in (i, j) if documents[k][0] in ("dev", "heldout"))
@@ -175,19 +185,32 @@ def builder(settings: Settings | None = None) -> tfds.core.DatasetBuilder:
       UserError: the project's own metadata is not installed, or there are no documents.
     """
     settings = settings or Settings()
-    config = PydocsConfig(name=fingerprint(settings), settings=settings)
-    made = Pydocs(data_dir=os.environ.get("TFDS_DATA_DIR"), config=config)
-    if not made.is_prepared():
-        if not sys.stderr.isatty():
-            tfds.disable_progress_bar()
-        try:
+    made = _builder(settings)
+    if made.is_prepared():
+        return made
+    logging.info("pydocs: reading the documentation of installed packages into %s", made.data_path)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
             made.download_and_prepare()
-        except OSError:
-            # Another process may have prepared the same data set meanwhile, and renamed first.
-            made = Pydocs(data_dir=os.environ.get("TFDS_DATA_DIR"), config=config)
-            if not made.is_prepared():
-                raise
+    except OSError:
+        # Another process may have prepared the same data set meanwhile, and renamed first.
+        made = _builder(settings)
+        if not made.is_prepared():
+            raise
     return made
+
+
+def _builder(settings: Settings) -> Pydocs:
+    """The data set, prepared or not."""
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    config = PydocsConfig(name=fingerprint(settings), settings=settings)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of every configuration made at run time
+    try:
+        return Pydocs(data_dir=os.environ.get("TFDS_DATA_DIR"), config=config)
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def fingerprint(settings: Settings) -> str:
@@ -208,7 +231,7 @@ def documents(name: str, settings: Settings | None = None) -> Iterator[Docstring
 def register(
     name: str, tfds_split: str, vocabulary: seqio.Vocabulary, settings: Settings | None = None
 ) -> seqio.Task:
-    """Registers a SeqIO task over a split (or a slice of one, `oracle[:10%]`), in place of an older.
+    """Registers a SeqIO task over a split or a slice of one (`oracle[:10%]`), replacing an older.
 
     The task's only split is `train`. Its examples hold `targets` (int32 [tokens], without EOS),
     and as text `targets_pretokenized`, `id`, `name` and `package`.

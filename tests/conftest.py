@@ -1,8 +1,9 @@
-"""Eight virtual CPU devices for every test, and a run directory that stages can be called on."""
+"""Eight virtual CPU devices and a clean gin for every test."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -10,9 +11,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import pytest
+# What one test has compiled no other compiles again, child processes included.
+_compiled = tempfile.TemporaryDirectory(prefix="sbp-jax-compiled-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import gin
+import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -141,34 +141,52 @@ call() {
     return
   fi
   { "$@" </dev/null 2>&1 >&3 3>&- | tee "$said" >&2; } 3>&1 || status=$?
-  if ((status != 0)); then explain "$said"; fi
+  if ((status != 0)); then explain "$(<"$said")"; fi
   return "$status"
 }
 
-# FILE: says in one line what the error text in it calls for. The order matters: a quota of nothing
-# comes with the same code as a stock-out, and only the stock-out passes.
+# TEXT: says in one line what this error text of gcloud's calls for. The order matters: a quota of
+# nothing comes with the same code as a stock-out, and only the stock-out passes.
 explain() {
-  local text=$1 error=$1.error
-  sed -n '/^ERROR: /,$p' "$text" >"$error"  # without what a worker's own programs said
-  if grep -qiE 'limit: 0([^0-9.]|$)|billing' "$error"; then
-    say "final: this project may not have that (quota or billing); trying again will not help"
-  elif grep -qiE 'quota' "$error"; then
-    say "the quota is used up: delete another TPU (SUSPENDED and FAILED ones count), or ask for more"
-  elif grep -qiE 'code"?: 8([^0-9]|$)|no more capacity|resource_exhausted' "$error"; then
-    say "no capacity in $zone now: try later or in another zone"
-  elif grep -qiE 'already.?exists' "$error"; then
-    say "$name exists already (SUSPENDED and FAILED ones too): delete.sh first, or another --name"
-  elif grep -qiE 'gcloud auth login|active account' "$error"; then
-    say "not logged in: gcloud auth login"
-  elif grep -qiE 'not_found|was not found' "$error"; then
-    say "no such TPU: check --name, --zone, --project and --slices, or make it with create.sh"
-  elif grep -qF 'worker.sh: No such file' "$text"; then
-    say "a worker is not set up: run setup.sh"
-  elif grep -qF 'ssh-add' "$text"; then
-    say "the ssh agent has not the key: eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine"
-  elif grep -qE 'exit status 255|return code \[255\]' "$text"; then
-    say "a worker could not be reached: try again; with many workers, add --batch-size=8"
+  local text=$1 error=
+  if [[ $text == *'ERROR: (gcloud'* ]]; then
+    error=${text#*'ERROR: (gcloud'}  # not what a worker's own programs said before
   fi
+  case ${error,,} in
+    *'limit: 0' | *'limit: 0'[!0-9]* | *billing*)
+      say "final: this project may not have that (quota or billing); trying again will not help"
+      return
+      ;;
+    *quota*)
+      say "the quota is used up: delete another TPU (SUSPENDED ones count too) or ask for more"
+      return
+      ;;
+    *'code: 8' | *'code: 8'[!0-9]* | *'"code": 8'[!0-9]* | *resource_exhausted* | *'more capacity'*)
+      say "no capacity in $zone now: try later or in another zone"
+      return
+      ;;
+    *already_exists* | *'already exists'*)
+      say "$name exists already (SUSPENDED and FAILED ones too): delete.sh first, or another --name"
+      return
+      ;;
+    *'gcloud auth login'* | *'active account'*)
+      say "not logged in: gcloud auth login"
+      return
+      ;;
+    *not_found* | *'was not found'*)
+      say "no such TPU: check --name, --zone, --project and --slices, or make it with create.sh"
+      return
+      ;;
+  esac
+  case $text in
+    *'worker.sh: No such file'*) say "a worker is not set up: run setup.sh" ;;
+    *ssh-add*)
+      say "the ssh agent has not the key: eval \"\$(ssh-agent)\"; ssh-add ~/.ssh/google_compute_engine"
+      ;;
+    *'return code [255]'* | *'exit status 255'*)
+      say "a worker could not be reached: try again; with many workers, add --batch-size=8"
+      ;;
+  esac
 }
 
 # ---- Queued resources ----------------------------------------------------------------------------
@@ -254,7 +272,7 @@ on_every_node() {
 }
 
 # VERB COMMIT: whether every worker answers the verb (check or idle) by saying that this commit, and
-# no other, is set up on it. Counts the answers: a worker that nobody asked has not agreed.
+# no other, is set up on it. Counts who answered: a worker that nobody asked has not agreed.
 commit_stands() {
   local verb=$1 commit=$2 node expected=0 answers count status=0
   if [[ $dry_run ]]; then
@@ -269,12 +287,12 @@ commit_stands() {
     ((expected += count))
   done
   answers=$(on_every_node worker_does "$verb" "$commit") || status=$?
-  count=$(grep -cF "commit $commit stands" <<<"$answers") || true
+  count=$(grep -F "commit $commit stands" <<<"$answers" | sort -u | wc -l) || true
   if ((count == expected && status == 0)); then
     say "commit $commit stands on all $expected workers"
     return
   fi
   if [[ $answers ]]; then printf '%s\n' "$answers" >&2; fi
-  say "$count of $expected workers have commit $commit and are ready"
+  say "$((count)) of $expected workers have commit $commit and are ready"
   return $((status ? status : 1))
 }

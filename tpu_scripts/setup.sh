@@ -42,6 +42,7 @@ if ((status != 0)); then
   exit "$status"
 fi
 commit_stands check "$commit" || exit
+if [[ $dry_run ]]; then quoted rm -f "$archive"; fi
 
 left=$(git -C "$top" status --porcelain | wc -l)
 if [[ ! $dry_run ]] && ((left > 0)); then

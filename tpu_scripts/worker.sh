@@ -21,7 +21,7 @@ set -euo pipefail
 root=$HOME/sbp
 tpu_lock=${SBP_LIBTPU_LOCKFILE:-/tmp/libtpu_lockfile}
 
-say() { printf '%s %s: %s\n' "$node" "$(hostname)" "$1"; }
+say() { printf '%s %s: %s\n' "$node" "$HOSTNAME" "$1"; }
 mistake() { say "$1" >&2; exit 2; }
 failure() { say "$1" >&2; exit 1; }
 
@@ -203,12 +203,13 @@ stop() {
     return
   fi
   pid=$(<"$root/job/pid")
-  kill -TERM -- "-$pid"
+  kill -TERM -- "-$pid" 2>/dev/null || true  # it may have ended this instant
   for ((try = 0; try < $1 * 5; try++)); do
     busy || { say "stopped"; return; }
     sleep 0.2
   done
   kill -KILL -- "-$pid" 2>/dev/null || true
+  flock --shared --timeout 10 "$root/lock" true || failure "process group $pid cannot be killed"
   note_exit_code "$root/job" 137
   say "killed, since it did not stop within $1 s"
 }

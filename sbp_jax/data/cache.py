@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import gin
 import numpy as np
 from absl import logging
 from etils import epath
 
-import gin
 from sbp_jax import artifacts
 from sbp_jax.data import rows as row_format
 from sbp_jax.data.documents import FILE, Document, DocumentWriter

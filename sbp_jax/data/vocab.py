@@ -14,11 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import gin
 import sentencepiece
 from absl import logging
 from etils import epath
 
-import gin
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 from sbp_jax.progress import progress
@@ -189,13 +189,13 @@ def train(
 
 
 def _lines(texts: Iterable[str], failed: list[BaseException]) -> Iterator[str]:
-    """Lines of the texts, without what a piece never holds (tabs) or the trainer would skip.
+    """Lines of the texts, in parts short enough for the trainer not to skip them.
 
     The trainer calls this from C++ and loses exceptions, so one is put into `failed`.
     """
     try:
         for text in texts:
-            for line in re.split(r"[\n\t]", text):
+            for line in text.split("\n"):
                 for start in range(0, len(line), _LONGEST_LINE):
                     yield line[start : start + _LONGEST_LINE]
     except BaseException as error:

@@ -13,11 +13,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gin
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-import gin
 from sbp_jax.errors import UserError
 from sbp_jax.model.attention import attention, cache_mask, segment_mask
 from sbp_jax.parallel.mesh import Layout

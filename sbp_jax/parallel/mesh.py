@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import gin
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-import gin
 from sbp_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")

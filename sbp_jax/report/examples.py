@@ -190,7 +190,9 @@ def _read_rejects(path: epath.Path) -> dict[str, int]:
         rejects = json.loads(path.read_text())
         return {str(name): int(number) for name, number in rejects.items()}
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: delete {path.parent}, run sbp synthesize again") from error
+        raise UserError(
+            f"{path} is missing: delete {path.parent}, run sbp synthesize again"
+        ) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not hold a number for each filter ({error}): "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from markupsafe import Markup
 from sbp_jax.report import plots
 from sbp_jax.report.examples import Synthetic
 from sbp_jax.report.results import ORACLE, REPETITION, SBP, Arm, Point, Results
-from sbp_jax.report.verdict import SEED_NOISE, cautions, limits, percent, short, verdict
+from sbp_jax.report.verdict import cautions, limits, percent, seed_noise, short, verdict
 
 TEMPLATES = Path(__file__).parent
+# What HTML cannot hold, and documents may: control characters and halves of surrogate pairs.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 # A document longer than this is cut on the page, and the cut is said.
 SHOWN_CHARACTERS = 4000
 
@@ -39,7 +42,7 @@ def render(results: Results, synthetic: Synthetic | None, *, name: str) -> str:
         whole=whole, decimal=decimal, signed=signed, short=short, percent=percent, duration=duration
     )
     styles = arm_styles(results)
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         name=name,
         results=results,
         synthetic=synthetic,
@@ -47,13 +50,14 @@ def render(results: Results, synthetic: Synthetic | None, *, name: str) -> str:
         verdict=verdict(results),
         limits=limits(results),
         cautions=cautions(results),
-        seed_noise=SEED_NOISE,
+        seed_noise=seed_noise(results),
         track=track(results),
         figures=figures(results, styles),
         compositions={arm.name: composition(arm) for arm in results.arms},
         longest=max([*results.seconds.values(), 1e-9]),
         cut=cut,
     )
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def template_files() -> list[Path]:
@@ -113,16 +117,17 @@ def track(results: Results) -> dict[str, Any]:
 
     Returns:
       `places`: percent by arm; `low` and `high`: the losses at the ends; `noise`: start and width
-      of the stretch within seed noise of repetition, None without that arm.
+      of the stretch within seed noise of repetition, None where there is none to show.
     """
     losses = [arm.heldout_loss for arm in results.arms]
-    room = max(0.08 * (max(losses) - min(losses)), 1.2 * SEED_NOISE)
+    width = seed_noise(results)
+    room = max(0.08 * (max(losses) - min(losses)), 1.2 * (width or 0.01))
     scale = plots.Scale(min(losses) - room, max(losses) + room, 0, 100)
     baseline = results.arm(REPETITION)
     noise = None
-    if baseline is not None:
-        start = max(scale(baseline.heldout_loss - SEED_NOISE), 0)
-        end = min(scale(baseline.heldout_loss + SEED_NOISE), 100)
+    if baseline is not None and width is not None:
+        start = max(scale(baseline.heldout_loss - width), 0)
+        end = min(scale(baseline.heldout_loss + width), 100)
         noise = start, end - start
     return {
         "places": {arm.name: scale(arm.heldout_loss) for arm in results.arms},
@@ -157,8 +162,8 @@ def cut(text: str) -> tuple[str, int]:
 
 
 def whole(value: float) -> str:
-    """12,345; a number that is not whole keeps two decimals."""
-    return f"{value:,}" if value == int(value) and isinstance(value, int) else decimal(value, 2)
+    """12,345; what is not a count keeps two decimals."""
+    return f"{value:,}" if isinstance(value, int) else decimal(value, 2)
 
 
 def decimal(value: float, digits: int = 4) -> str:
@@ -174,7 +179,7 @@ def signed(value: float, digits: int = 4) -> str:
 
 def duration(seconds: float) -> str:
     """4.2 s, 3 min 5 s, 2 h 10 min."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

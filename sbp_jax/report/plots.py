@@ -8,6 +8,7 @@ is sized to be read at 390 pixels. Coordinates are in the units of `WIDTH` × `H
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -137,7 +138,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     if rough <= 0:
         return [low]
     power = 10.0 ** math.floor(math.log10(rough))
-    step = min((m * power for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(s - rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= 0.75 * rough)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]
@@ -164,7 +165,7 @@ def spread(places: Sequence[float], distance: float) -> list[float]:
     order = sorted(range(len(places)), key=lambda i: places[i])
     moved = [float(p) for p in places]
     for _ in range(50):
-        for first, second in zip(order, order[1:], strict=False):
+        for first, second in itertools.pairwise(order):
             overlap = distance - (moved[second] - moved[first])
             if overlap > 1e-6:
                 moved[first] -= overlap / 2

@@ -179,7 +179,7 @@ class Results:
 
     @property
     def oracle_gain_recovered(self) -> float | None:
-        """SBP's gain over the oracle's; None where an arm is missing or the oracle gains nothing."""
+        """SBP's gain over the oracle's; None without all three arms or a gain of the oracle."""
         gain, possible = self.gain(SBP), self.gain(ORACLE)
         if gain is None or possible is None or possible <= 0:
             return None
@@ -203,7 +203,7 @@ class Results:
 
     @property
     def differing_settings(self) -> dict[str, dict[str, Any]]:
-        """Settings of training and scoring that are not the same in all arms: setting to arm to value."""
+        """Settings of training and scoring that are not the same in all arms: to arm to value."""
         settings = sorted({key for arm in self.arms for key in arm.config})
         by_arm = {key: {arm.name: arm.config.get(key) for arm in self.arms} for key in settings}
         return {

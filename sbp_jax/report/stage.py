@@ -34,12 +34,13 @@ def report(
       run: where to write, and where the artefacts lie.
       arms: for each arm its artefacts: `{"sbp": {"train": "joint", "scores": "evaluate/sbp"}}`.
         The headline compares the arms `repetition`, `sbp` and `oracle`; others are shown beside.
+        An arm of which the run has neither artefact is left out.
       pairs: artefact of `sbp pair`; its part of the page is left out where there is none.
       synthetic: artefact of `sbp synthesize`, likewise.
       documents: artefact of `sbp cache` with the seed documents, likewise.
 
     Raises:
-      UserError: an arm is incomplete, or an artefact is not what its stage writes.
+      UserError: there is no arm, one is incomplete, or an artefact is not what its stage writes.
     """
     # Imported here: the command loads this module for every stage, and jinja2 only this one needs.
     from sbp_jax.report import examples, page, results, verdict
@@ -74,9 +75,10 @@ def report(
         artifacts.write_atomic(stage.work / PAGE, text)
         summary = json.dumps(measured.summary(), indent=2, allow_nan=False)
         artifacts.write_atomic(stage.work / SUMMARY, summary)
-        for line in verdict.lines(measured):
-            logging.info("%s", line)
-        stage.commit({"arms": len(measured.arms), "examples": len(written.examples if written else ())})
+        logging.info("%s", verdict.verdict(measured).title)
+        stage.commit(
+            {"arms": len(measured.arms), "examples": len(written.examples if written else ())}
+        )
     logging.info("report: %s", run.out / PAGE)
 
 
@@ -92,6 +94,16 @@ def _arm_paths(
                 f"report.arms: {arm!r} has {paths!r}, expected its artefacts `train` and `scores`, "
                 f"e.g. {example}"
             )
-    return {
-        arm: {part: run.path(paths[part]) for part in ARM_PARTS} for arm, paths in arms.items()
-    }
+    found = {}
+    for arm, names in arms.items():
+        paths = {part: run.path(names[part]) for part in ARM_PARTS}
+        if any(artifacts.is_finished(path) for path in paths.values()):
+            found[arm] = paths  # if one of them is missing, the stage will say which
+        else:
+            logging.warning("this run has no arm %s: the report leaves it out", arm)
+    if not found:
+        raise UserError(
+            f"{run.directory} holds none of the arms {', '.join(arms)} that report.arms names: "
+            "train and evaluate one first"
+        )
+    return found

@@ -27,7 +27,8 @@ def near_duplicate_pairs(
       threshold: least containment, |A ∩ B| / min(|A|, |B|), above 0 and at most 1.
 
     Returns:
-      `(i, j, containment)` with i < j, in ascending order. Empty sets are in no pair.
+      `(i, j, containment)` with i < j, in ascending order. Empty sets are in no pair. Time and
+      memory grow with the number of pairs found.
 
     Raises:
       ValueError: the threshold is not above 0 and at most 1.
@@ -35,9 +36,9 @@ def near_duplicate_pairs(
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be above 0 and at most 1, not {threshold}")
     index = _Index(shingle_sets)
-    pairs = []
+    pairs: list[tuple[int, int, float]] = []
     for batch in index.batches(threshold):
-        first, second = index.candidates(batch, threshold)
+        first, second = index.candidates(batch)
         shared = index.overlaps(first, second)
         smaller = np.minimum(index.sizes[first], index.sizes[second])
         containment = shared / smaller
@@ -101,11 +102,12 @@ class _Index:
         self.keys = self.owners * self.stride + self.shingles
 
     def batches(self, threshold: float) -> Iterable[np.ndarray]:
-        """Entries to look up, uint: every document's rarest, cut so that few meetings are held."""
+        """Entries to look up, every document's rarest, in parts of a bounded number of meetings."""
         needed = np.maximum(np.ceil(threshold * self.sizes - 1e-9), 1).astype(np.int64)
         asked = self.sizes - needed + 1
         position = np.arange(len(self.shingles)) - self.starts[self.owners]
         entries = np.flatnonzero(position < asked[self.owners])
+        owners = self.owners[entries]
         meetings = np.cumsum(self.frequency[self.shingles[entries]])
         begin = 0
         while begin < len(entries):
@@ -113,17 +115,15 @@ class _Index:
             end = int(np.searchsorted(meetings, done + _MEETINGS_AT_ONCE, side="right"))
             end = max(end, begin + 1)
             if end < len(entries):  # a document's entries stay together: its pairs come out once
-                owner = self.owners[entries[end]]
-                whole = int(np.searchsorted(self.owners[entries], owner, side="left"))
-                end = (
-                    whole
-                    if whole > begin
-                    else int(np.searchsorted(self.owners[entries], owner, side="right"))
-                )
+                owner = owners[end]
+                whole = int(np.searchsorted(owners, owner, side="left"))
+                if whole == begin:  # more meetings than are held at once, all of one document
+                    whole = int(np.searchsorted(owners, owner, side="right"))
+                end = whole
             yield entries[begin:end]
             begin = end
 
-    def candidates(self, entries: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    def candidates(self, entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distinct pairs (asking document, another that is no smaller) that meet in `entries`."""
         found = self.shingles[entries]
         counts = self.frequency[found]

@@ -71,7 +71,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def containment(a: np.ndarray, b: np.ndarray) -> float:
-    """|A ∩ B| / min(|A|, |B|): how much of the smaller set lies in the larger; 0 if one is empty."""
+    """|A ∩ B| / min(|A|, |B|): the share of the smaller set that is in the larger; 0 if empty."""
     smaller = min(len(a), len(b))
     return overlap(a, b) / smaller if smaller else 0.0
 

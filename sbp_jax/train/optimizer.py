@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import gin
 import jax
 import optax
 
-import gin
 from sbp_jax.errors import UserError
 
 

@@ -6,11 +6,11 @@ import dataclasses
 import time
 from typing import Any
 
+import gin
 import jax
 import numpy as np
 from absl import logging
 
-import gin
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import CHECKPOINTS, Checkpointer, load_parameters
 from sbp_jax.data import loader

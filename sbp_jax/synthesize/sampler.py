@@ -1,0 +1,254 @@
+"""The sampler: prompts to documents on every local device, slots refilled while others go on.
+
+`jax.pmap` runs one independent replica a device; nothing is exchanged between them. A replica has
+S slots, each at work on one document. Two compiled programs of fixed shapes are all there is:
+*prefill* reads up to R prompts into free slots, *decode* samples a block of steps in all slots.
+
+What is promised. A document's tokens are a function of its prompt, its key, the parameters and
+the two compiled programs: which device, slot or prefill row it falls to, what its neighbours are
+and when the slot was refilled changes no bit of it, since no operation mixes rows. So a corpus is
+the same for any number of devices, any order of documents and any interruption. Another number of
+slots or prefill rows is another program: matrix products of another shape may round otherwise in
+the last bits, and where a random number falls within that rounding of a border between two tokens,
+one document in very many goes on differently. On the CPU in float32 both numbers are kept to
+multiples of 16, for which its matrix products round alike.
+
+S slots of a device, R prompts of a prefill, P prompt length, M cache length, T tokens of a
+document, X devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sbp_jax.model.decoder import Cache, Decoder, DecoderConfig, Unstacked, structure
+from sbp_jax.model.decoder import empty_cache as prompt_cache
+from sbp_jax.synthesize import decode, sampling
+from sbp_jax.synthesize.schedule import Request
+
+RUNNING, STOP, LENGTH, NOT_A_NUMBER = range(4)
+FINISH_REASONS = {STOP: "stop", LENGTH: "length", NOT_A_NUMBER: "nan"}
+
+
+class State(NamedTuple):
+    """What a replica carries from block to block.
+
+    Attributes:
+      cache: keys and values of M positions.
+      last_S: int32, the token to be read next.
+      position_S: int32, its position.
+      keys_S2: uint32, key data of the documents.
+      count_S: int32, tokens sampled so far.
+      finish_S: int32, 0 while the document goes on, then why it ended; free slots too have ended.
+      tokens_ST: int32, what was sampled.
+      log_probability_S: float32, its sum.
+    """
+
+    cache: Cache
+    last_S: jax.Array
+    position_S: jax.Array
+    keys_S2: jax.Array
+    count_S: jax.Array
+    finish_S: jax.Array
+    tokens_ST: jax.Array
+    log_probability_S: jax.Array
+
+
+class Prompts(NamedTuple):
+    """Up to R prompts for one replica.
+
+    Attributes:
+      tokens_RP: int32, anything behind a prompt's end.
+      length_R: int32, at least 1.
+      slot_R: int32, where each goes; S for no prompt.
+      keys_R2: uint32, key data.
+    """
+
+    tokens_RP: np.ndarray
+    length_R: np.ndarray
+    slot_R: np.ndarray
+    keys_R2: np.ndarray
+
+
+class Sample(NamedTuple):
+    """One document as it was sampled.
+
+    Attributes:
+      request: what was asked for.
+      tokens: int32 [n], with EOS where it ended by itself.
+      finish_reason: `stop`, `length` (cut at the limit) or `nan` (the model's logits were not
+        numbers; the last token is meaningless).
+      log_probability: of all tokens together, under the model at temperature 1, nothing left out.
+    """
+
+    request: Request
+    tokens: np.ndarray
+    finish_reason: str
+    log_probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """What the two compiled programs depend on, beside the model.
+
+    Attributes:
+      prompt_length: P, of the longest prompt.
+      max_length: T, most tokens sampled for a document, EOS among them.
+      temperature: see `sampling.sample`.
+      top_p: see `sampling.sample`.
+      eos: ends a document.
+      never: ids that are not sampled.
+      slots: S.
+      prefill_rows: R.
+      block: decode steps between two looks at which slots have ended.
+    """
+
+    prompt_length: int
+    max_length: int
+    temperature: float
+    top_p: float
+    eos: int
+    never: tuple[int, ...]
+    slots: int
+    prefill_rows: int
+    block: int
+
+    @property
+    def cache_length(self) -> int:
+        """M."""
+        return self.prompt_length + self.max_length
+
+
+class Sampler:
+    """Replicas of one model on some local devices.
+
+    Args:
+      model: its shape.
+      parameters: nested dict of arrays, as `load_parameters` returns it.
+      config: of the sampler.
+      devices: by default all local ones.
+    """
+
+    def __init__(
+        self,
+        model: DecoderConfig,
+        parameters: Any,
+        config: SamplerConfig,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.model, self.config = model, config
+        self.devices = list(devices or jax.local_devices())
+        self.graph, weights = decoding_weights(model, parameters)
+        self.allowed_V = np.ones(model.vocab_size, bool)
+        self.allowed_V[list(config.never)] = False
+        each = np.zeros(len(self.devices))
+        self.weights = jax.pmap(lambda _, w: w, in_axes=(0, None), devices=self.devices)(
+            each, weights
+        )
+        self.start = lambda: jax.pmap(lambda _: self._empty(), devices=self.devices)(each)
+        self.prefill = jax.pmap(self._prefill, devices=self.devices, donate_argnums=1)
+        self.decode = jax.pmap(self._decode, devices=self.devices, donate_argnums=1)
+
+    def _empty(self) -> State:
+        c = self.config
+        integers = jnp.zeros(c.slots, jnp.int32)
+        return State(
+            cache=decode.empty_cache(self.model, c.slots, c.cache_length),
+            last_S=integers,
+            position_S=integers,
+            keys_S2=jnp.zeros((c.slots, 2), jnp.uint32),
+            count_S=integers,
+            finish_S=integers + STOP,
+            tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
+            log_probability_S=jnp.zeros(c.slots, jnp.float32),
+        )
+
+    def _prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
+        """Reads all but the last token of each prompt, which the first decode step reads."""
+        model = nnx.merge(self.graph, weights)
+        tokens_RP, length_R, slot_R, keys_R2 = prompts
+        read_RP = tokens_RP[:, :-1]
+        zeros_R = jnp.zeros_like(length_R)
+        fresh = prompt_cache(self.model, *read_RP.shape)
+        _, fresh = model.extend(fresh, read_RP, zeros_R, zeros_R)
+
+        def put(old_S, new_R):
+            return old_S.at[slot_R].set(new_R, mode="drop")
+
+        last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
+        return State(
+            cache=decode.fill(state.cache, fresh, slot_R),
+            last_S=put(state.last_S, last_R),
+            position_S=put(state.position_S, length_R - 1),
+            keys_S2=put(state.keys_S2, keys_R2),
+            count_S=put(state.count_S, zeros_R),
+            finish_S=put(state.finish_S, zeros_R + RUNNING),
+            tokens_ST=state.tokens_ST,
+            log_probability_S=put(state.log_probability_S, 0.0),
+        )
+
+    def _decode(self, weights: Any, state: State) -> State:
+        """Up to `block` steps; fewer when every slot has ended."""
+        model = nnx.merge(self.graph, weights)
+
+        def unfinished(carry):
+            step, state = carry
+            return (step < self.config.block) & jnp.any(state.finish_S == RUNNING)
+
+        def body(carry):
+            step, state = carry
+            return step + 1, self._step(model, state)
+
+        return jax.lax.while_loop(unfinished, body, (0, state))[1]
+
+    def _step(self, model: Unstacked, state: State) -> State:
+        c = self.config
+        logits_SV, cache = decode.decode(model, state.cache, state.last_S, state.position_S)
+        sampled = sampling.sample(
+            logits_SV,
+            jax.random.wrap_key_data(state.keys_S2, impl="threefry2x32"),
+            state.count_S,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            allowed_V=self.allowed_V,
+        )
+        running_S = state.finish_S == RUNNING
+        count_S = state.count_S + running_S
+        finish_S = jnp.where(count_S >= c.max_length, LENGTH, RUNNING)
+        finish_S = jnp.where(sampled.tokens_S == c.eos, STOP, finish_S)
+        finish_S = jnp.where(sampled.finite_S, finish_S, NOT_A_NUMBER)
+        # A slot that has ended writes behind the end of its row, where nothing is kept.
+        place_S = jnp.where(running_S, state.count_S, c.max_length)
+        slots_S = jnp.arange(c.slots)
+        return State(
+            cache=cache,
+            last_S=jnp.where(running_S, sampled.tokens_S, state.last_S),
+            position_S=state.position_S + running_S,
+            keys_S2=state.keys_S2,
+            count_S=count_S,
+            finish_S=jnp.where(running_S, finish_S, state.finish_S),
+            tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
+            log_probability_S=state.log_probability_S
+            + jnp.where(running_S, sampled.log_probabilities_S, 0),
+        )
+
+
+def decoding_weights(config: DecoderConfig, parameters: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """Layers taken apart, and every matrix in the dtype that it is multiplied in.
+
+    The norms' scales stay in float32, in which they are used.
+    """
+    graph, abstract = structure(config)
+    nnx.replace_by_pure_dict(abstract, parameters)
+    decoder = nnx.merge(graph, abstract)
+    assert isinstance(decoder, Decoder)
+    graph, state = nnx.split(Unstacked(decoder))
+    cast = jax.tree.map(lambda a: a if a.ndim == 1 else a.astype(config.dtype), state)
+    return graph, cast
