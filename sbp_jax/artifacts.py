@@ -179,6 +179,14 @@ def read_manifest(directory: epath.PathLike) -> Manifest:
     return manifest
 
 
+def input_hash(path: epath.PathLike) -> str:
+    """What a manifest records of an input: an artefact's hash, or that of a file's content."""
+    path = epath.Path(path)
+    if path.exists() and not path.is_dir():
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return read_manifest(path).hash
+
+
 def is_finished(directory: epath.PathLike) -> bool:
     """Whether a finished artefact lies at `directory`."""
     return (epath.Path(directory) / MANIFEST).exists()
@@ -273,7 +281,7 @@ def begin(
       run: names the artefact.
       stage: the command.
       config: every argument that can change the output; no paths.
-      inputs: directories of the artefacts that the stage reads, by their role.
+      inputs: what the stage reads, by its role: directories of artefacts, or files from outside.
       code: modules and packages whose source decides the output.
       resumable: whether the stage goes on from what an interrupted attempt left; if not, that is
         removed, since nothing in it was finished.
@@ -287,7 +295,7 @@ def begin(
     for role, directory in inputs.items():
         recorded[role] = {
             "path": _relative(epath.Path(directory), run.out),
-            "hash": read_manifest(directory).hash,
+            "hash": input_hash(directory),
         }
     wanted = Manifest(
         stage=stage,
@@ -328,7 +336,8 @@ def ancestry(directory: epath.PathLike) -> dict[str, Manifest]:
     """The lineage of an artefact: its own manifest and those of all it was made from, by path.
 
     Raises:
-      UserError: an ancestor is missing, or is no longer the one that was read.
+      UserError: an ancestor is missing, or is no longer the one that was read. Files from
+        outside are checked and not listed.
     """
     found: dict[str, Manifest] = {}
 
@@ -336,13 +345,15 @@ def ancestry(directory: epath.PathLike) -> dict[str, Manifest]:
         key = os.path.normpath(os.fspath(path)) if "://" not in os.fspath(path) else str(path)
         if key in found:
             return
-        manifest = read_manifest(path)
-        if expected is not None and manifest.hash != expected:
+        hash_now = input_hash(path)
+        if expected is not None and hash_now != expected:
             raise UserError(
-                f"{path} was made anew since it was used: its hash is {manifest.hash}, "
+                f"{path} was made anew since it was used: its hash is {hash_now}, "
                 f"and {expected} was read"
             )
-        found[key] = manifest
+        if not path.is_dir():
+            return
+        manifest = found[key] = read_manifest(path)
         for entry in manifest.inputs.values():
             target = epath.Path(entry["path"])
             inside = not (target.is_absolute() or "://" in entry["path"])

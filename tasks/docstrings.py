@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import ast
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
-import multiprocessing
 import os
+import queue
 import re
+import subprocess
 import sys
 import sysconfig
 import warnings
@@ -193,18 +195,54 @@ def document_id(text: str) -> str:
 def _parse(
     tasks: Sequence[Sequence[Source]], min_characters: int, processes: int | None
 ) -> Iterator[list[Docstring]]:
-    workers = min(processes or min(os.cpu_count() or 1, 8), max(1, len(tasks)))
-    if workers == 1:
-        yield from (_parse_files(task, min_characters) for task in tasks)
-        return
-    # spawn: the calling process may already hold TensorFlow's threads, which a fork would break
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(_parse_files, tasks, [min_characters] * len(tasks))
+    """The docstrings of each task's files, in the order of tasks.
+
+    The processes are fresh interpreters that load this module alone: a fork would take over
+    TensorFlow's threads, and multiprocessing's spawn would run the caller's main module again.
+    """
+    count = min(processes or min(os.cpu_count() or 1, 8), max(1, len(tasks)))
+    idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def ask(task: Sequence[Source]) -> list[Docstring]:
+        process = idle.get()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        files = [[source.package, source.module, os.fspath(source.path)] for source in task]
+        process.stdin.write(json.dumps([min_characters, files]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a process that parses docstrings ended with {process.wait()}")
+        idle.put(process)
+        return [Docstring(*fields) for fields in json.loads(answer)]
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "tasks.docstrings"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            idle.put(process)
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            yield from pool.map(ask, tasks)
 
 
-def _parse_files(files: Sequence[Source], min_characters: int) -> list[Docstring]:
-    return [document for source in files for document in docstrings(source, min_characters)]
+def _answer() -> None:
+    """What a process of `_parse` does: a line of files in, a line of docstrings out."""
+    for line in sys.stdin:
+        min_characters, files = json.loads(line)
+        found = [
+            dataclasses.astuple(document)
+            for package, module, path in files
+            for document in docstrings(Source(package, module, Path(path)), min_characters)
+        ]
+        print(json.dumps(found), flush=True)
 
 
 def _definitions(tree: ast.Module, module: str) -> Iterator[tuple[str, _DEFINITIONS]]:
@@ -252,3 +290,7 @@ def _is_unicode(text: str) -> bool:
 
 def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+if __name__ == "__main__":
+    _answer()

@@ -126,7 +126,9 @@ def test_a_project_without_metadata_is_a_clear_error():
         docstrings.distributions("no-such-project")
 
 
-def test_documents_are_unique_and_named_after_where_they_first_stand(site, no_standard_library):
+def test_documents_are_unique_and_named_after_where_they_first_stand(
+    site, no_standard_library, monkeypatch
+):
     one, two = f'"""{LONG} One."""', f'"""{LONG} Two."""'
     respaced = '"""' + LONG.replace(" ", "\n", 7) + ' One.\n"""'
     site("root", ["z", "a"])
@@ -148,6 +150,9 @@ def test_documents_are_unique_and_named_after_where_they_first_stand(site, no_st
     assert found[0].id != found[1].id
     assert len(found[0].id) == 16
     assert docstrings.documents(10_000, "root") == []
+    monkeypatch.setattr(docstrings.sys, "executable", "false")
+    with pytest.raises(RuntimeError, match="parses docstrings ended with 1"):
+        docstrings.documents(100, "root")
 
 
 def test_the_standard_library_is_read_without_its_tests():

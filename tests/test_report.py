@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
+import numpy as np
 import pytest
 from etils import epath
 
 from sbp_jax import artifacts
 from sbp_jax.data import documents
 from sbp_jax.errors import UserError
+from sbp_jax.pair import pairs
 from sbp_jax.report import plots, results, stage, verdict
 from sbp_jax.report.results import Point
 
@@ -65,7 +67,7 @@ def artefact(
     return run.out
 
 
-def source(unique_rows: int, passes: float, synthetic: bool = False) -> dict[str, object]:
+def source(unique_rows: int, passes: float, synthetic: bool = False) -> dict[str, float]:
     return {
         "rows": round(unique_rows * max(passes, 1)),
         "unique_rows": unique_rows,
@@ -75,7 +77,7 @@ def source(unique_rows: int, passes: float, synthetic: bool = False) -> dict[str
     }
 
 
-def train_counts(sources: Mapping[str, Mapping[str, object]], unique: int) -> dict[str, object]:
+def train_counts(sources: Mapping[str, Mapping[str, float]], unique: int) -> dict[str, object]:
     return {
         "steps": 500,
         "batch_size": 32,
@@ -83,7 +85,7 @@ def train_counts(sources: Mapping[str, Mapping[str, object]], unique: int) -> di
         "train_tokens": 4_096_000,
         "loss_tokens": 4_080_122,
         "unique_tokens": unique,
-        "synthetic_tokens": sum(s["tokens"] for s in sources.values() if s["synthetic"]),
+        "synthetic_tokens": sum(int(s["tokens"]) for s in sources.values() if s["synthetic"]),
         "parameters": 1_123_456,
         "dev_loss": 3.1,
         "best_dev_loss": 3.05,
@@ -150,7 +152,6 @@ def make_documents(directory: epath.Path, texts: Mapping[str, str]) -> None:
 
 
 def make_synthetic(directory: epath.Path, written: Sequence[Mapping[str, object]]) -> None:
-    import numpy as np
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -199,20 +200,28 @@ def make_synthetic(directory: epath.Path, written: Sequence[Mapping[str, object]
 
 
 def make_pairs(directory: epath.Path) -> None:
-    counts = [int(4000 * math.exp(-(((i - 14) / 7) ** 2))) + 5 for i in range(40)]
-    statistics = {
-        "histogram": {"edges": [i / 40 for i in range(41)], "counts": counts},
-        "filters": {"self": 1200, "near duplicates": 431, "below alpha": 23_456, "cap": 77},
-        "pairs_per_seed": 7.25,
-    }
+    """Pairs with the statistics that the stage itself would leave."""
+    rng = np.random.default_rng(0)
+    products = rng.beta(3, 5, size=(500, 21)).astype(np.float32)
+    products[:, 0] = 1.0  # each document is its own nearest neighbour
+    found = np.array([[target, *range(target + 1, target + 21)] for target in range(500)]) % 500
+    chosen, removed = pairs.select(
+        found,
+        products,
+        same_corpus=True,
+        alpha=0.45,
+        upper_bound=None,
+        near_duplicate=lambda seed, target: (seed + target) % 50 == 0,
+        max_per_seed=12,
+    )
+    statistics = pairs.statistics(chosen, removed, products, seeds=500, alpha=0.45)
     artefact(
         directory,
         "pairs",
         "pair",
         {"statistics.json": json.dumps(statistics)},
-        {"pairs": 8_765, "seeds": 1_209},
+        {"pairs": len(chosen)},
         inputs=["rows/real"],
-        config={"alpha": 0.45},
     )
 
 
@@ -380,8 +389,7 @@ def test_every_part_is_on_the_page(full):
         "6,000 6,000 1,500,000 1,500,000 1.00",  # rows and tokens of the synthetic source
         "16,000 800 200,000 4,000,000 20.00",  # and of the real one, read twenty times
         "α = 0.45",
-        "near duplicates 431",
-        "pairs 8,765",
+        "documents 500 documents without a pair 0",
         "too short 12",
         "repetition <b> 3",
         "10 documents, 400 tokens. They ended by length 50%, stop 50%",
@@ -400,7 +408,7 @@ def test_every_part_is_on_the_page(full):
     for name in summary["seconds"]:
         assert page.text.count(name) >= 2, name  # times and lineage
     figures = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(figures) == 3
+    assert len(figures) == 4
     assert len({attributes["id"] for _, attributes in page.tags if "id" in attributes}) == sum(
         "id" in attributes for _, attributes in page.tags
     )
@@ -796,3 +804,38 @@ def test_gin_binds_the_arms(tmp_path):
         "documents",
     }
     assert "report.arms" in (run.out / "config.gin").read_text()
+
+
+def test_pairs_are_counted_without_documents_themselves(full):
+    directory, text, _ = full
+    found = results.read_pairs(directory / "pairs")
+    assert found.alpha == 0.45
+    assert sum(found.neighbours) == 500 * 20
+    assert found.neighbours[-1] < 10  # where 500 documents met themselves
+    assert sum(found.pairs) == found.figures["pairs"] > 0
+    above = sum(n for n, edge in zip(found.neighbours, found.edges, strict=False) if edge >= 0.45)
+    assert above == 10_000 - found.removed["below alpha"]
+    assert found.removed["near duplicates"] > 0
+    assert found.removed["over cap"] > 0
+    assert "self pairs" not in found.removed
+    page = Page(text).text
+    for name, number in found.removed.items():
+        assert f"{name} {number:,}" in page
+    assert f"pairs {found.figures['pairs']:,}" in page
+
+
+def test_statistics_of_another_kind_are_refused(tmp_path):
+    make_documents(epath.Path(tmp_path), HOSTILE)
+    make_pairs(epath.Path(tmp_path))
+    path = epath.Path(tmp_path) / "pairs" / "statistics.json"
+    sound = json.loads(path.read_text())
+    for key, value, message in (
+        ("histogram", None, "histogram is None, expected an object"),
+        ("histogram", {"edges": [0, 1], "counts": [1], "pairs": None}, "pairs is None"),
+        ("histogram", {"edges": [0, 1], "counts": [1], "pairs": [1, 2]}, "one edge more"),
+        ("alpha", "high", "alpha is 'high', expected a finite number"),
+        ("filters", {"x": 1.5}, "x is 1.5, expected a whole number"),
+    ):
+        path.write_text(json.dumps({**sound, key: value}))
+        with pytest.raises(UserError, match=re.escape(message)):
+            results.read_pairs(path.parent)

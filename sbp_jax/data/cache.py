@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -94,9 +93,7 @@ def cache(
                 f"({frame - 1 + (target_length or 1)})"
             )
         )
-    inputs = dict(resolved.inputs)
-    if artifacts.is_finished(vocab_path):
-        inputs["vocab"] = vocab_path
+    inputs = {**resolved.inputs, "vocab": vocab_path}
     stage = artifacts.begin(
         run,
         "cache",
@@ -107,7 +104,6 @@ def cache(
             "documents": documents,
             "seed_length": seed_length,
             "target_length": target_length,
-            "vocab": hashlib.sha256(model.read_bytes()).hexdigest()[:16],
             "corpora": [_fingerprint(t) for t in resolved.tasks],
         },
         inputs=inputs,

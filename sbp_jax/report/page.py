@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from sbp_jax.report import plots
 from sbp_jax.report.examples import Synthetic
-from sbp_jax.report.results import ORACLE, REPETITION, SBP, Arm, Point, Results
+from sbp_jax.report.results import ORACLE, REPETITION, SBP, Arm, Pairs, Point, Results
 from sbp_jax.report.verdict import cautions, limits, percent, seed_noise, short, verdict
 
 TEMPLATES = Path(__file__).parent
@@ -98,16 +98,30 @@ def figures(results: Results, styles: dict[str, str]) -> dict[str, Markup]:
                 name=name,
                 description=f"{title} in nats per token by training tokens: {ends}.",
             )
-    if results.pairs and results.pairs.histogram:
-        pairs = results.pairs
-        total = sum(pairs.histogram)
-        found["similarity"] = plots.histogram(
+    if results.pairs:
+        found |= pair_figures(results.pairs)
+    return found
+
+
+def pair_figures(pairs: Pairs) -> dict[str, Markup]:
+    """Histograms of what was near and of what was kept: one hides the other in one figure."""
+    found = {}
+    if any(pairs.neighbours):
+        found["neighbours"] = plots.histogram(
             pairs.edges,
-            pairs.histogram,
+            pairs.neighbours,
             alpha=pairs.alpha,
-            name="similarity",
-            description=f"Histogram of the similarities of {total:,} neighbours, "
-            f"from {pairs.edges[0]:.3g} to {pairs.edges[-1]:.3g}.",
+            name="neighbours",
+            description=f"Histogram of the similarities of {sum(pairs.neighbours):,} neighbours.",
+        )
+    if any(pairs.pairs):
+        first = next(bin_ for bin_, count in enumerate(pairs.pairs) if count)
+        found["pairs"] = plots.histogram(
+            pairs.edges[first:],
+            pairs.pairs[first:],
+            alpha=None,
+            name="pairs",
+            description=f"Histogram of the similarities of {sum(pairs.pairs):,} pairs.",
         )
     return found
 

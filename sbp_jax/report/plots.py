@@ -101,7 +101,7 @@ def histogram(
     Args:
       edges: one more than `counts`, increasing.
       counts: at least one.
-      alpha: the threshold; None for a plain histogram.
+      alpha: the threshold; None where all lies above it.
       name: unlike that of any other figure on the page.
       description: the figure in words, for those who do not see it.
     """
@@ -113,7 +113,7 @@ def histogram(
         *_bottom_axis(x, ticks(edges[0], edges[-1], 5), "similarity"),
     ]
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
-        cut = high if alpha is None else min(max(alpha, low), high)
+        cut = low if alpha is None else min(max(alpha, low), high)
         title = f"<title>{low:.3g} to {high:.3g}: {count:,}</title>"
         for start, end, style in ((low, cut, "below"), (cut, high, "above")):
             if count and end > start:

@@ -122,17 +122,19 @@ class Pairs:
 
     Attributes:
       alpha: the similarity that a pair must exceed.
-      figures: single numbers (documents, pairs, pairs per document, …) by name, in order.
-      filters: candidates that each filter removed, in the order in which they were applied.
-      edges: similarities between which the histogram counts, one more than `histogram`.
-      histogram: neighbours by similarity, before α.
+      figures: documents, pairs, pairs per document, … by name.
+      removed: candidates that each filter took, in the order in which they were applied.
+      edges: similarities between which the histograms count, one more than those have counts.
+      neighbours: neighbours by similarity, before any filter but without each document itself.
+      pairs: pairs by similarity, both directions counted.
     """
 
-    alpha: float | None
+    alpha: float
     figures: Mapping[str, float]
-    filters: Mapping[str, int]
+    removed: Mapping[str, int]
     edges: tuple[float, ...]
-    histogram: tuple[int, ...]
+    neighbours: tuple[int, ...]
+    pairs: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,20 +275,32 @@ def read_pairs(pairs: epath.Path) -> Pairs:
     Raises:
       UserError: the file is missing, or is not one that the stage writes.
     """
-    manifest = artifacts.read_manifest(pairs)
     where = pairs / "statistics.json"
     statistics = _read_object(where)
-    histogram = statistics.get("histogram", {"edges": (), "counts": ()})
+    histogram, removed = (_object(statistics, key, where) for key in ("histogram", "filters"))
+    edges = _numbers(histogram, "edges", where)
+    neighbours, kept = (_numbers(histogram, key, where) for key in ("counts", "pairs"))
+    if not len(neighbours) == len(kept) == len(edges) - 1 > 0:
+        raise _misfit(where, "histogram.edges", edges, "one edge more than counts and pairs")
+    taken = {name: _count(removed, name, where) for name in removed}
+    # Every document is its own nearest neighbour, at a similarity of 1: that is no news.
+    itself = taken.pop("self_pairs", 0)
+    neighbours = (*neighbours[:-1], max(neighbours[-1] - itself, 0))
+    documents, seeds = _count(statistics, "documents", where), _count(statistics, "seeds", where)
     return Pairs(
-        alpha=manifest.config.get("alpha"),
+        alpha=_number(statistics, "alpha", where),
         figures={
-            name.replace("_", " "): value
-            for name, value in {**manifest.counts, **statistics}.items()
-            if isinstance(value, int | float)
+            "documents": documents,
+            "documents without a pair": documents - seeds,
+            "pairs": _count(statistics, "pairs", where),
+            "pairs a document, mean": _number(statistics, "pairs_per_document", where),
+            "pairs a document, median": _number(statistics, "median_pairs_per_document", where),
+            "pairs a document, most": _count(statistics, "most_pairs_of_a_document", where),
         },
-        filters=statistics.get("filters", {}),
-        edges=tuple(histogram["edges"]),
-        histogram=tuple(histogram["counts"]),
+        removed={name.replace("_", " "): number for name, number in taken.items()},
+        edges=edges,
+        neighbours=tuple(round(count) for count in neighbours),
+        pairs=tuple(round(count) for count in kept),
     )
 
 
@@ -327,13 +341,10 @@ def read_lineage(directory: epath.Path, inputs: Iterable[epath.Path]) -> tuple[A
 
 
 def _read_sources(counts: Mapping[str, Any], where: epath.Path) -> tuple[Source, ...]:
-    sources = counts.get("sources", {})
-    if not isinstance(sources, Mapping):
-        raise _misfit(where, "sources", sources, "an object by task")
+    sources = _object(counts, "sources", where)
     found = []
-    for name, entry in sources.items():
-        if not isinstance(entry, Mapping):
-            raise _misfit(where, f"sources.{name}", entry, "an object")
+    for name in sources:
+        entry = _object(sources, name, where)
         found.append(
             Source(
                 name=name,
@@ -386,6 +397,20 @@ def _read_object(path: epath.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _misfit(path, "its content", value, "an object")
     return value
+
+
+def _object(mapping: Mapping[str, Any], key: str, where: os.PathLike | str) -> dict[str, Any]:
+    value = mapping.get(key)
+    if not isinstance(value, dict):
+        raise _misfit(where, key, value, "an object")
+    return value
+
+
+def _numbers(mapping: Mapping[str, Any], key: str, where: os.PathLike | str) -> tuple[float, ...]:
+    value = mapping.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
+        raise _misfit(where, key, value, "a list of numbers")
+    return tuple(value)
 
 
 def _number(mapping: Mapping[str, Any], key: str, where: os.PathLike | str) -> float:

@@ -1,0 +1,163 @@
+"""The command line: what a user gets wrong is told in one line, with the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from made_rows import sentences, write_rows_artefact
+
+from sbp_jax import artifacts, cli
+
+TRAIN = """
+train.rows = 'rows/real'
+train.model = @DecoderConfig()
+train.optimizer = @OptimizerConfig()
+train.steps = 2
+train.batch_size = 8
+DecoderConfig.vocab_size = 64
+DecoderConfig.width = 16
+DecoderConfig.layers = 1
+DecoderConfig.heads = 2
+DecoderConfig.kv_heads = 1
+DecoderConfig.head_size = 8
+DecoderConfig.hidden = 16
+DecoderConfig.dtype = 'float32'
+OptimizerConfig.learning_rate = 1e-3
+evaluate.checkpoint = 'pretrain'
+evaluate.rows = 'rows/real'
+"""
+
+
+@pytest.fixture
+def run_directory(tmp_path, monkeypatch):
+    """A run with rows, a gin file, and the current folder there."""
+    monkeypatch.chdir(tmp_path)
+    write_rows_artefact(tmp_path / "run", "rows/real", {"real": list(sentences(60, 64, 0))})
+    (tmp_path / "train.gin").write_text(TRAIN)
+    return tmp_path / "run"
+
+
+def sbp(*arguments: str) -> int:
+    return cli.main([*arguments])
+
+
+def error_of(capfd) -> str:
+    """The last line on stderr; the only one that is not a log line."""
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("sbp ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown stage 'trian': did you mean train?"),
+        (["nonsense"], "expected one of vocab, cache, train"),
+        (["train", "--gin_file=absent.gin"], "absent.gin"),
+        (["train", "--gin_file=train.gin", "--gin.train.stpes=3"], "stpes"),
+        (["train", "--gin_file=train.gin", "--gin.trian.steps=3"], "trian"),
+        (["train", "--gin_file=train.gin", "--gin.train.steps=[3"], "gin:"),
+        (["train", "--gin_file=train.gin", "--gin.train.steps=%gin.REQUIRED"], "'steps'"),
+        (["train", "--gin_file=train.gin", "--gin.train.steps=%NOWHERE"], "NOWHERE"),
+        (["train", "--gin_file=train.gin", "--gin.train.rows='rows/none'"], "rows/none holds no"),
+        (["train", "--gin_file=train.gin", "--gin.train.batch_size=12"], "no multiple of 8"),
+        (["train", "--gin_file=train.gin", "--gin.train.start_from='absent'"], "absent holds no"),
+        (["train", "--gin_file=train.gin", "--gin.DecoderConfig.heads=3"], "MeshConfig|heads"),
+        (["train", "--gin_file=train.gin", "--gin.DecoderConfig.vocab_size=9"], "vocab_size is 9"),
+        (["train", "--gin_file=train.gin", "--process_id=1"], "need --coordinator"),
+        (["train", "--gin_file=train.gin", "--coordinator=localhost:1"], "needs --num_processes"),
+        (["evaluate", "--gin_file=train.gin"], "run/pretrain holds no finished artefact"),
+        (["bootstrap", "--gin_file=train.gin", "--coordinator=auto"], "one host"),
+        (
+            ["bootstrap", "--gin_file=train.gin", "--gin.bootstrap.arms=('sbp',)"],
+            "expected `repetition` and any of",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_two(run_directory, capfd, arguments, message):
+    if message == "MeshConfig|heads":
+        arguments, message = [*arguments, "--gin.DecoderConfig.kv_heads=2"], "no multiple of"
+    assert sbp(*arguments, f"--run_dir={run_directory}") == 2
+    assert message in error_of(capfd)
+    assert sorted(p.name for p in run_directory.iterdir()) == ["rows"]
+
+
+def test_without_a_run_directory(run_directory, capfd):
+    assert sbp("train", "--gin_file=train.gin") == 2
+    assert "--run_dir=DIR" in error_of(capfd)
+
+
+def test_a_missing_value_is_named(run_directory, capfd):
+    pathlib.Path("train.gin").write_text(TRAIN.replace("train.steps = 2", ""))
+    assert sbp("train", "--gin_file=train.gin", f"--run_dir={run_directory}") == 2
+    assert "['steps']" in error_of(capfd)
+
+
+def test_several_files_overrides_scopes_and_search_paths(run_directory):
+    pathlib.Path("more").mkdir()
+    pathlib.Path("more/steps.gin").write_text("pretrain/train.steps = 3\ntrain.log_every = 1\n")
+    arguments = [
+        "train",
+        "--gin_file=train.gin",
+        "--gin_file=steps.gin",
+        "--gin_search_path=more",
+        "--gin.train.batch_size=16",
+        "--scope=pretrain",
+        f"--run_dir={run_directory}",
+    ]
+    assert sbp(*arguments) == 0
+    manifest = artifacts.read_manifest(run_directory / "pretrain")
+    assert manifest.config["steps"] == 3
+    assert manifest.config["batch_size"] == 16
+    operative = (run_directory / "pretrain/config.gin").read_text()
+    assert "pretrain/train.steps = 3" in operative
+    assert "OptimizerConfig.learning_rate = 0.001" in operative
+
+
+def test_a_directory_of_another_configuration_is_refused(run_directory, capfd):
+    arguments = ["train", "--gin_file=train.gin", f"--run_dir={run_directory}"]
+    assert sbp(*arguments) == 0
+    before = artifacts.read_manifest(run_directory / "train")
+    capfd.readouterr()
+    assert sbp(*arguments) == 0
+    assert sbp(*arguments, "--gin.train.steps=3") == 2
+    line = error_of(capfd)
+    assert before.identity in line
+    assert "steps was 2, now 3" in line
+    assert artifacts.read_manifest(run_directory / "train") == before
+
+
+def test_no_space_left(run_directory, capfd, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    arguments = ["train", "--gin_file=train.gin", f"--run_dir={run_directory}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("sbp_jax.train.metrics.MetricsWriter.write", full)
+        assert sbp(*arguments) == 1
+    line = error_of(capfd)
+    assert "no space left" in line
+    assert "metrics.jsonl" in line
+    assert not (run_directory / "train").exists()
+    assert sbp(*arguments) == 0
+
+
+def test_a_failure_is_one_and_says_what(run_directory, capfd, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("the device is on fire")
+
+    monkeypatch.setattr("sbp_jax.train.stage.make_layout", broken)
+    assert sbp("train", "--gin_file=train.gin", f"--run_dir={run_directory}") == 1
+    assert "the device is on fire" in error_of(capfd)
+
+
+def test_help_and_unknown_flags():
+    for arguments, code in ((["--help"], 0), (["train", "--no_such_flag=1"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "sbp_jax.cli", *arguments], capture_output=True, check=False
+        )
+        assert done.returncode == code
