@@ -61,9 +61,9 @@ class Settings:
 
     min_characters: int = 400
     threshold: float = 0.5
-    heldout_share: float = 0.05
-    dev_share: float = 0.03
-    train_share: float = 0.05
+    heldout_share: float = 0.03
+    dev_share: float = 0.01
+    train_share: float = 0.009
     project: str = docstrings.PROJECT
 
     def __post_init__(self):

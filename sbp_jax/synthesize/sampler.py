@@ -4,14 +4,15 @@
 S slots, each at work on one document. Two compiled programs of fixed shapes are all there is:
 *prefill* reads up to R prompts into free slots, *decode* samples a block of steps in all slots.
 
-What is promised. A document's tokens are a function of its prompt, its key, the parameters and
-the two compiled programs: which device, slot or prefill row it falls to, what its neighbours are
-and when the slot was refilled changes no bit of it, since no operation mixes rows. So a corpus is
-the same for any number of devices, any order of documents and any interruption. Another number of
-slots or prefill rows is another program: matrix products of another shape may round otherwise in
-the last bits, and where a random number falls within that rounding of a border between two tokens,
-one document in very many goes on differently. On the CPU in float32 both numbers are kept to
-multiples of 16, for which its matrix products round alike.
+What is promised: a document's tokens are a function of its prompt, its key, the parameters and
+the two compiled programs. No operation mixes rows, so which device, slot or prefill row it falls
+to, what its neighbours are and when its slot was refilled change no bit of it. The corpus is
+therefore bit-identical for any number of devices and processes of one kind, and any interruption.
+
+What is not: another number of slots or prefill rows is another program, whose matrix products may
+round otherwise in the last bit. A document then stays the same unless a random number falls within
+that rounding of the border between two tokens: in float32 about once in a million tokens. The same
+holds for another kind of device.
 
 S slots of a device, R prompts of a prefill, P prompt length, M cache length, T tokens of a
 document, X devices.
@@ -20,7 +21,7 @@ document, X devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +50,7 @@ class State(NamedTuple):
       finish_S: int32, 0 while the document goes on, then why it ended; free slots too have ended.
       tokens_ST: int32, what was sampled.
       log_probability_S: float32, its sum.
+      steps: int32, decode steps that were run.
     """
 
     cache: Cache
@@ -59,6 +61,7 @@ class State(NamedTuple):
     finish_S: jax.Array
     tokens_ST: jax.Array
     log_probability_S: jax.Array
+    steps: jax.Array
 
 
 class Prompts(NamedTuple):
@@ -134,6 +137,9 @@ class Sampler:
       parameters: nested dict of arrays, as `load_parameters` returns it.
       config: of the sampler.
       devices: by default all local ones.
+
+    Attributes:
+      steps: decode steps run so far, of all replicas together.
     """
 
     def __init__(
@@ -146,6 +152,7 @@ class Sampler:
         self.model, self.config = model, config
         self.devices = list(devices or jax.local_devices())
         self.graph, weights = decoding_weights(model, parameters)
+        self.steps = 0
         self.allowed_V = np.ones(model.vocab_size, bool)
         self.allowed_V[list(config.never)] = False
         each = np.zeros(len(self.devices))
@@ -155,6 +162,68 @@ class Sampler:
         self.start = lambda: jax.pmap(lambda _: self._empty(), devices=self.devices)(each)
         self.prefill = jax.pmap(self._prefill, devices=self.devices, donate_argnums=1)
         self.decode = jax.pmap(self._decode, devices=self.devices, donate_argnums=1)
+
+    def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Writes a document for each request; yields them as they end.
+
+        A slot whose document has ended is refilled while the others go on; prompts are read when
+        R slots of a device are free, so that only the last prefill is part padding.
+        """
+        c = self.config
+        waiting = iter(requests)
+        at_work: list[dict[int, Request]] = [{} for _ in self.devices]
+        state = self.start()
+        exhausted = False
+        while True:
+            while not exhausted:
+                chosen: list[dict[int, Request]] = []
+                for slots in at_work:
+                    free = [slot for slot in range(c.slots) if slot not in slots]
+                    new: dict[int, Request] = {}
+                    if len(free) >= c.prefill_rows:
+                        new = dict(zip(free[: c.prefill_rows], waiting, strict=False))
+                        exhausted |= len(new) < c.prefill_rows
+                    chosen.append(new)
+                if not any(chosen):
+                    break
+                state = self.prefill(self.weights, state, self._prompts(chosen))
+                for slots, new in zip(at_work, chosen, strict=True):
+                    slots.update(new)
+            if not any(at_work):
+                return
+            state = self.decode(self.weights, state)
+            yield from self._collect(state, at_work)
+
+    def _prompts(self, chosen: Sequence[dict[int, Request]]) -> Prompts:
+        """Requests by slot, for each device, as arrays [X, R, …]."""
+        c = self.config
+        shape = (len(self.devices), c.prefill_rows)
+        tokens = np.zeros((*shape, c.prompt_length), np.int32)
+        length, slot = np.ones(shape, np.int32), np.full(shape, c.slots, np.int32)
+        keys = np.zeros((*shape, 2), np.uint32)
+        for device, requests in enumerate(chosen):
+            for row, (place, request) in enumerate(requests.items()):
+                tokens[device, row, : len(request.prompt)] = request.prompt
+                length[device, row] = len(request.prompt)
+                slot[device, row] = place
+                keys[device, row] = request.key
+        return Prompts(tokens, length, slot, keys)
+
+    def _collect(self, state: State, at_work: Sequence[dict[int, Request]]) -> Iterator[Sample]:
+        """Takes the documents that have ended out of their slots."""
+        finish = np.asarray(state.finish_S)
+        if not any(finish[device, slot] for device, s in enumerate(at_work) for slot in s):
+            return
+        count, tokens = np.asarray(state.count_S), np.asarray(state.tokens_ST)
+        log_probability = np.asarray(state.log_probability_S)
+        for device, slots in enumerate(at_work):
+            for slot in [slot for slot in slots if finish[device, slot] != RUNNING]:
+                yield Sample(
+                    slots.pop(slot),
+                    tokens[device, slot, : count[device, slot]].copy(),
+                    FINISH_REASONS[int(finish[device, slot])],
+                    float(log_probability[device, slot]),
+                )
 
     def _empty(self) -> State:
         c = self.config
@@ -168,29 +237,37 @@ class Sampler:
             finish_S=integers + STOP,
             tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
             log_probability_S=jnp.zeros(c.slots, jnp.float32),
+            steps=jnp.zeros((), jnp.int32),
         )
 
     def _prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
+        """Reads prompts into their slots; a replica without any is spared the work."""
+        return jax.lax.cond(
+            jnp.any(prompts.slot_R < self.config.slots),
+            lambda: self._read(nnx.merge(self.graph, weights), state, prompts),
+            lambda: state,
+        )
+
+    def _read(self, model: Unstacked, state: State, prompts: Prompts) -> State:
         """Reads all but the last token of each prompt, which the first decode step reads."""
-        model = nnx.merge(self.graph, weights)
         tokens_RP, length_R, slot_R, keys_R2 = prompts
-        read_RP = tokens_RP[:, :-1]
         zeros_R = jnp.zeros_like(length_R)
-        fresh = prompt_cache(self.model, *read_RP.shape)
-        _, fresh = model.extend(fresh, read_RP, zeros_R, zeros_R)
+        read_RP = tokens_RP[:, :-1]
+        _, fresh = model.extend(
+            prompt_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R
+        )
+        last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
 
         def put(old_S, new_R):
             return old_S.at[slot_R].set(new_R, mode="drop")
 
-        last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
-        return State(
+        return state._replace(
             cache=decode.fill(state.cache, fresh, slot_R),
             last_S=put(state.last_S, last_R),
             position_S=put(state.position_S, length_R - 1),
             keys_S2=put(state.keys_S2, keys_R2),
-            count_S=put(state.count_S, zeros_R),
-            finish_S=put(state.finish_S, zeros_R + RUNNING),
-            tokens_ST=state.tokens_ST,
+            count_S=put(state.count_S, 0),
+            finish_S=put(state.finish_S, RUNNING),
             log_probability_S=put(state.log_probability_S, 0.0),
         )
 
@@ -237,7 +314,69 @@ class Sampler:
             tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
             log_probability_S=state.log_probability_S
             + jnp.where(running_S, sampled.log_probabilities_S, 0),
+            steps=state.steps + 1,
         )
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Sample]:
+        """Samples documents; which comes first depends on when they end.
+
+        Requests are taken one by one as slots become free. While the devices decode a block, the
+        caller works on the documents that ended in the block before. Closing the generator leaves
+        off what has not ended.
+
+        Raises:
+          ValueError: a prompt is empty or longer than P.
+        """
+        pending = iter(requests)
+        slots = Slots(len(self.devices), self.config.slots, self.config.prefill_rows)
+        state = self.start()
+        samples: list[Sample] = []
+        while True:
+            for filling in slots.refill(pending):
+                state = self.prefill(self.weights, state, self._prompts(filling))
+            if not slots.busy:
+                break
+            state = self.decode(self.weights, state)
+            yield from samples
+            finish_XS = np.asarray(state.finish_S)
+            samples = self._take(state, slots.release(finish_XS != RUNNING))
+            self.steps = int(np.sum(state.steps))
+        yield from samples
+
+    def _prompts(self, filling: Filling) -> Prompts:
+        """The arrays of a prefill, with a leading dimension X."""
+        c, shape = self.config, (len(self.devices), self.config.prefill_rows)
+        tokens = np.zeros((*shape, c.prompt_length), np.int32)
+        length = np.ones(shape, np.int32)
+        slot = np.full(shape, c.slots, np.int32)
+        keys = np.zeros((*shape, 2), np.uint32)
+        for device, pairs in enumerate(filling):
+            for row, (to, request) in enumerate(pairs):
+                size = len(request.prompt)
+                if not 1 <= size <= c.prompt_length:
+                    raise ValueError(f"a prompt of {size} tokens, expected 1 to {c.prompt_length}")
+                tokens[device, row, :size] = request.prompt
+                length[device, row] = size
+                slot[device, row] = to
+                keys[device, row] = request.key
+        return Prompts(tokens, length, slot, keys)
+
+    def _take(self, state: State, ended: list[tuple[int, int, Request]]) -> list[Sample]:
+        """Fetches documents that have ended, before their slots are filled again."""
+        if not ended:
+            return []
+        count, finish, tokens, log_probability = jax.device_get(
+            (state.count_S, state.finish_S, state.tokens_ST, state.log_probability_S)
+        )
+        return [
+            Sample(
+                request,
+                tokens[device, slot, : count[device, slot]].copy(),
+                FINISH_REASONS[int(finish[device, slot])],
+                float(log_probability[device, slot]),
+            )
+            for device, slot, request in ended
+        ]
 
 
 def decoding_weights(config: DecoderConfig, parameters: Any) -> tuple[nnx.GraphDef, nnx.State]:

@@ -1,0 +1,72 @@
+"""Finished work shards: one file each, there whole or not at all, checked before it is believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+from absl import logging
+from etils import epath
+
+from sbp_jax import artifacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A sampled document, kept or rejected.
+
+    Attributes:
+      id: seed id and sample index.
+      text: as decoded.
+      seed_id: the document it was written from.
+      sample_index: which of that seed's samples.
+      key: data of its random key, hexadecimal.
+      finish_reason: `stop`, `length` or `nan`.
+      tokens: sampled, EOS among them.
+      mean_log_probability: nats per token under the synthesizer at temperature 1.
+      repetition: see `filters`.
+      seed_copy: see `filters`.
+      rejected_by: the filter, or None.
+    """
+
+    id: str
+    text: str
+    seed_id: str
+    sample_index: int
+    key: str
+    finish_reason: str
+    tokens: int
+    mean_log_probability: float
+    repetition: float
+    seed_copy: float
+    rejected_by: str | None
+
+
+def path(directory: epath.Path, number: int) -> epath.Path:
+    return directory / f"shard-{number:06d}.jsonl"
+
+
+def write(directory: epath.Path, number: int, records: Sequence[Record]) -> None:
+    """Commits a shard: its first line is the checksum of the rest."""
+    body = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    artifacts.write_atomic(path(directory, number), f"{checksum}\n{body}")
+
+
+def read(directory: epath.Path, number: int) -> list[Record] | None:
+    """A committed shard; None if there is none, or what is there is damaged (and said so)."""
+    file = path(directory, number)
+    if not file.exists():
+        return None
+    checksum, _, body = file.read_text().partition("\n")
+    if hashlib.sha256(body.encode()).hexdigest() != checksum:
+        logging.warning("%s is damaged: its documents are written again", file)
+        return None
+    return [Record(**json.loads(line)) for line in body.splitlines()]
+
+
+def accepted_tokens(records: Sequence[Record]) -> int:
+    """Tokens of the records that no filter rejected."""
+    return sum(record.tokens for record in records if record.rejected_by is None)
