@@ -11,12 +11,14 @@ import argparse
 import difflib
 import errno
 import importlib
+import logging as python_logging
 import os
 import sys
 import tokenize
 import traceback
 from collections.abc import Sequence
 
+import absl.flags
 import gin
 from absl import logging
 from etils import epath
@@ -107,15 +109,21 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 
 def _start_logging(verbosity: str) -> None:
-    """absl's log on stderr; of other libraries' notes only warnings, or all with debug."""
+    """absl's log on stderr; of other libraries' notes only errors, or all with debug."""
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()  # absl warns of logs before its own flags are parsed
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
     logging.set_stderrthreshold(verbosity)
+    if verbosity != "debug":
+        # TensorFlow calls a machine without a GPU an error; its true errors are exceptions.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ours = tuple(os.path.dirname(importlib.import_module(name).__file__ or "") for name in OURS)
     logging.get_absl_handler().addFilter(
         lambda record: verbosity == "debug"
-        or record.levelno >= logging.converter.STANDARD_WARNING
         or record.pathname.startswith(ours)
+        # gin calls each folder that it looks in before it finds a file an error
+        or (record.levelno >= python_logging.ERROR and record.module != "resource_reader")
     )
 
 

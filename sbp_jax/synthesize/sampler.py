@@ -32,7 +32,7 @@ from flax import nnx
 from sbp_jax.model.decoder import Cache, Decoder, DecoderConfig, Unstacked, structure
 from sbp_jax.model.decoder import empty_cache as prompt_cache
 from sbp_jax.synthesize import decode, sampling
-from sbp_jax.synthesize.schedule import Request
+from sbp_jax.synthesize.schedule import Filling, Request, Slots
 
 RUNNING, STOP, LENGTH, NOT_A_NUMBER = range(4)
 FINISH_REASONS = {STOP: "stop", LENGTH: "length", NOT_A_NUMBER: "nan"}
@@ -50,7 +50,6 @@ class State(NamedTuple):
       finish_S: int32, 0 while the document goes on, then why it ended; free slots too have ended.
       tokens_ST: int32, what was sampled.
       log_probability_S: float32, its sum.
-      steps: int32, decode steps that were run.
     """
 
     cache: Cache
@@ -61,7 +60,6 @@ class State(NamedTuple):
     finish_S: jax.Array
     tokens_ST: jax.Array
     log_probability_S: jax.Array
-    steps: jax.Array
 
 
 class Prompts(NamedTuple):
@@ -137,9 +135,6 @@ class Sampler:
       parameters: nested dict of arrays, as `load_parameters` returns it.
       config: of the sampler.
       devices: by default all local ones.
-
-    Attributes:
-      steps: decode steps run so far, of all replicas together.
     """
 
     def __init__(
@@ -152,7 +147,6 @@ class Sampler:
         self.model, self.config = model, config
         self.devices = list(devices or jax.local_devices())
         self.graph, weights = decoding_weights(model, parameters)
-        self.steps = 0
         self.allowed_V = np.ones(model.vocab_size, bool)
         self.allowed_V[list(config.never)] = False
         each = np.zeros(len(self.devices))
@@ -164,66 +158,63 @@ class Sampler:
         self.decode = jax.pmap(self._decode, devices=self.devices, donate_argnums=1)
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Writes a document for each request; yields them as they end.
+        """Writes a document for each request; which comes first depends on when they end.
 
-        A slot whose document has ended is refilled while the others go on; prompts are read when
-        R slots of a device are free, so that only the last prefill is part padding.
+        Requests are taken as slots become free. While the devices decode a block, the caller works
+        on the documents that ended in the block before. Closing the generator leaves off what has
+        not ended.
+
+        Raises:
+          ValueError: a prompt is empty or longer than P.
         """
-        c = self.config
-        waiting = iter(requests)
-        at_work: list[dict[int, Request]] = [{} for _ in self.devices]
+        pending = iter(requests)
+        slots = Slots(len(self.devices), self.config.slots, self.config.prefill_rows)
         state = self.start()
-        exhausted = False
+        samples: list[Sample] = []
         while True:
-            while not exhausted:
-                chosen: list[dict[int, Request]] = []
-                for slots in at_work:
-                    free = [slot for slot in range(c.slots) if slot not in slots]
-                    new: dict[int, Request] = {}
-                    if len(free) >= c.prefill_rows:
-                        new = dict(zip(free[: c.prefill_rows], waiting, strict=False))
-                        exhausted |= len(new) < c.prefill_rows
-                    chosen.append(new)
-                if not any(chosen):
-                    break
-                state = self.prefill(self.weights, state, self._prompts(chosen))
-                for slots, new in zip(at_work, chosen, strict=True):
-                    slots.update(new)
-            if not any(at_work):
-                return
+            for filling in slots.refill(pending):
+                state = self.prefill(self.weights, state, self._prompts(filling))
+            if not slots.busy:
+                break
             state = self.decode(self.weights, state)
-            yield from self._collect(state, at_work)
+            yield from samples
+            samples = self._take(state, slots.release(np.asarray(state.finish_S) != RUNNING))
+        yield from samples
 
-    def _prompts(self, chosen: Sequence[dict[int, Request]]) -> Prompts:
-        """Requests by slot, for each device, as arrays [X, R, …]."""
-        c = self.config
-        shape = (len(self.devices), c.prefill_rows)
+    def _prompts(self, filling: Filling) -> Prompts:
+        """The arrays of a prefill, with a leading dimension X."""
+        c, shape = self.config, (len(self.devices), self.config.prefill_rows)
         tokens = np.zeros((*shape, c.prompt_length), np.int32)
-        length, slot = np.ones(shape, np.int32), np.full(shape, c.slots, np.int32)
+        length = np.ones(shape, np.int32)
+        slot = np.full(shape, c.slots, np.int32)
         keys = np.zeros((*shape, 2), np.uint32)
-        for device, requests in enumerate(chosen):
-            for row, (place, request) in enumerate(requests.items()):
-                tokens[device, row, : len(request.prompt)] = request.prompt
-                length[device, row] = len(request.prompt)
-                slot[device, row] = place
+        for device, pairs in enumerate(filling):
+            for row, (to, request) in enumerate(pairs):
+                size = len(request.prompt)
+                if not 1 <= size <= c.prompt_length:
+                    raise ValueError(f"a prompt of {size} tokens, expected 1 to {c.prompt_length}")
+                tokens[device, row, :size] = request.prompt
+                length[device, row] = size
+                slot[device, row] = to
                 keys[device, row] = request.key
         return Prompts(tokens, length, slot, keys)
 
-    def _collect(self, state: State, at_work: Sequence[dict[int, Request]]) -> Iterator[Sample]:
-        """Takes the documents that have ended out of their slots."""
-        finish = np.asarray(state.finish_S)
-        if not any(finish[device, slot] for device, s in enumerate(at_work) for slot in s):
-            return
-        count, tokens = np.asarray(state.count_S), np.asarray(state.tokens_ST)
-        log_probability = np.asarray(state.log_probability_S)
-        for device, slots in enumerate(at_work):
-            for slot in [slot for slot in slots if finish[device, slot] != RUNNING]:
-                yield Sample(
-                    slots.pop(slot),
-                    tokens[device, slot, : count[device, slot]].copy(),
-                    FINISH_REASONS[int(finish[device, slot])],
-                    float(log_probability[device, slot]),
-                )
+    def _take(self, state: State, ended: list[tuple[int, int, Request]]) -> list[Sample]:
+        """Fetches documents that have ended, before their slots are filled again."""
+        if not ended:
+            return []
+        count, finish, tokens, log_probability = jax.device_get(
+            (state.count_S, state.finish_S, state.tokens_ST, state.log_probability_S)
+        )
+        return [
+            Sample(
+                request,
+                tokens[device, slot, : count[device, slot]].copy(),
+                FINISH_REASONS[int(finish[device, slot])],
+                float(log_probability[device, slot]),
+            )
+            for device, slot, request in ended
+        ]
 
     def _empty(self) -> State:
         c = self.config
@@ -237,7 +228,6 @@ class Sampler:
             finish_S=integers + STOP,
             tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
             log_probability_S=jnp.zeros(c.slots, jnp.float32),
-            steps=jnp.zeros((), jnp.int32),
         )
 
     def _prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
@@ -314,69 +304,7 @@ class Sampler:
             tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
             log_probability_S=state.log_probability_S
             + jnp.where(running_S, sampled.log_probabilities_S, 0),
-            steps=state.steps + 1,
         )
-
-    def run(self, requests: Iterable[Request]) -> Iterator[Sample]:
-        """Samples documents; which comes first depends on when they end.
-
-        Requests are taken one by one as slots become free. While the devices decode a block, the
-        caller works on the documents that ended in the block before. Closing the generator leaves
-        off what has not ended.
-
-        Raises:
-          ValueError: a prompt is empty or longer than P.
-        """
-        pending = iter(requests)
-        slots = Slots(len(self.devices), self.config.slots, self.config.prefill_rows)
-        state = self.start()
-        samples: list[Sample] = []
-        while True:
-            for filling in slots.refill(pending):
-                state = self.prefill(self.weights, state, self._prompts(filling))
-            if not slots.busy:
-                break
-            state = self.decode(self.weights, state)
-            yield from samples
-            finish_XS = np.asarray(state.finish_S)
-            samples = self._take(state, slots.release(finish_XS != RUNNING))
-            self.steps = int(np.sum(state.steps))
-        yield from samples
-
-    def _prompts(self, filling: Filling) -> Prompts:
-        """The arrays of a prefill, with a leading dimension X."""
-        c, shape = self.config, (len(self.devices), self.config.prefill_rows)
-        tokens = np.zeros((*shape, c.prompt_length), np.int32)
-        length = np.ones(shape, np.int32)
-        slot = np.full(shape, c.slots, np.int32)
-        keys = np.zeros((*shape, 2), np.uint32)
-        for device, pairs in enumerate(filling):
-            for row, (to, request) in enumerate(pairs):
-                size = len(request.prompt)
-                if not 1 <= size <= c.prompt_length:
-                    raise ValueError(f"a prompt of {size} tokens, expected 1 to {c.prompt_length}")
-                tokens[device, row, :size] = request.prompt
-                length[device, row] = size
-                slot[device, row] = to
-                keys[device, row] = request.key
-        return Prompts(tokens, length, slot, keys)
-
-    def _take(self, state: State, ended: list[tuple[int, int, Request]]) -> list[Sample]:
-        """Fetches documents that have ended, before their slots are filled again."""
-        if not ended:
-            return []
-        count, finish, tokens, log_probability = jax.device_get(
-            (state.count_S, state.finish_S, state.tokens_ST, state.log_probability_S)
-        )
-        return [
-            Sample(
-                request,
-                tokens[device, slot, : count[device, slot]].copy(),
-                FINISH_REASONS[int(finish[device, slot])],
-                float(log_probability[device, slot]),
-            )
-            for device, slot, request in ended
-        ]
 
 
 def decoding_weights(config: DecoderConfig, parameters: Any) -> tuple[nnx.GraphDef, nnx.State]:

@@ -1,14 +1,18 @@
-"""Which document stands in which slot: continuous batching as plain host logic, without JAX.
+"""Which documents are written, under which key, and in which slot: plain host logic.
 
-A slot whose document has ended is given the next one while the others go on. Free slots are filled
-evenly over the devices, so that a few last documents are spread out.
+The plan gives every document an index: the seeds are gone through in rounds, each round in an
+order of its own, and a seed's i-th round is its sample i. Work shards are runs of indices.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -27,17 +31,93 @@ class Request:
     key: np.ndarray
 
 
+@dataclasses.dataclass
+class Plan:
+    """The documents of a corpus in order, as a pure function of the seeds' ids and a random seed.
+
+    Attributes:
+      seed_ids: ids of the seed documents.
+      seed: of the rounds' orders and of all keys.
+      documents_per_shard: how many documents are committed together.
+      samples_per_seed: rounds.
+    """
+
+    seed_ids: Sequence[str]
+    seed: int
+    documents_per_shard: int
+    samples_per_seed: int
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self.seed_ids) * self.samples_per_seed
+
+    @property
+    def shards(self) -> int:
+        """How many work shards they make."""
+        return -(-self.documents // self.documents_per_shard)
+
+    def shard(self, number: int) -> range:
+        """Indices of a shard's documents."""
+        start = number * self.documents_per_shard
+        return range(start, min(start + self.documents_per_shard, self.documents))
+
+    def document(self, index: int) -> tuple[int, int]:
+        """Which seed a document is written from, and which of its samples it is."""
+        sample, place = divmod(index, len(self.seed_ids))
+        return int(self._order(sample)[place]), sample
+
+    @functools.cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _order(self, sample: int) -> np.ndarray:
+        if sample not in self._orders:
+            random = np.random.default_rng([self.seed, sample])
+            self._orders[sample] = random.permutation(len(self.seed_ids))
+        return self._orders[sample]
+
+
+def document_keys(seed: int, seed_ids: Sequence[str], samples: Sequence[int]) -> np.ndarray:
+    """Key data of documents: the run's seed, the seed document's id and the sample folded in.
+
+    Args:
+      seed: of the run.
+      seed_ids: of n documents.
+      samples: their sample indices.
+
+    Returns:
+      uint32 [n, 2].
+    """
+    hashes = [hashlib.sha256(seed_id.encode()).digest()[:8] for seed_id in seed_ids]
+    words_n2 = np.frombuffer(b"".join(hashes), "<u4").reshape(-1, 2)
+    return np.asarray(_fold(seed, words_n2, np.asarray(samples, np.uint32)))
+
+
+@jax.jit
+def _fold(seed: int, words_n2: jax.Array, samples_n: jax.Array) -> jax.Array:
+    def fold(words, sample):
+        key = jax.random.key(seed, impl="threefry2x32")
+        for word in (*words, sample):
+            key = jax.random.fold_in(key, word)
+        return jax.random.key_data(key)
+
+    return jax.vmap(fold)(jnp.asarray(words_n2), samples_n)
+
+
 # What one prefill reads: for each device the slots to fill and what goes there.
 Filling = list[list[tuple[int, Request]]]
 
 
 class Slots:
-    """The occupants of all slots of all devices.
+    """The occupants of all slots: continuous batching.
+
+    A slot whose document has ended is given the next one while the others go on.
 
     Args:
       devices: X.
       slots: S, of each device.
-      rows: R, most prompts that one prefill reads on a device.
+      rows: R, prompts that one prefill reads on a device; at most S.
     """
 
     def __init__(self, devices: int, slots: int, rows: int):
@@ -50,24 +130,30 @@ class Slots:
         return sum(request is not None for row in self.occupants for request in row)
 
     def refill(self, requests: Iterator[Request]) -> list[Filling]:
-        """Takes requests into free slots until there are no more of either.
+        """Takes requests for devices with R free slots or more, evenly, R a device at a time.
+
+        A device waits until it has R, so that only the last prefill is part padding.
 
         Returns:
           The prefills to run, in order.
         """
-        free = [
-            [slot for slot, request in enumerate(row) if request is None] for row in self.occupants
-        ]
-        filled: Filling = [[] for _ in free]
-        for turn in range(max(map(len, free))):
-            for device, slots in enumerate(free):
-                if turn < len(slots) and (request := next(requests, None)) is not None:
-                    self.occupants[device][slots[turn]] = request
-                    filled[device].append((slots[turn], request))
-        return [
-            [pairs[start : start + self.rows] for pairs in filled]
-            for start in range(0, max(map(len, filled)), self.rows)
-        ]
+        fillings: list[Filling] = []
+        while True:
+            free = [
+                [slot for slot, request in enumerate(row) if request is None]
+                for row in self.occupants
+            ]
+            filled: Filling = [[] for _ in free]
+            for turn in range(self.rows):
+                for device, slots in enumerate(free):
+                    if len(slots) < self.rows:
+                        continue
+                    if (request := next(requests, None)) is not None:
+                        self.occupants[device][slots[turn]] = request
+                        filled[device].append((slots[turn], request))
+            if not any(filled):
+                return fillings
+            fillings.append(filled)
 
     def release(self, ended: np.ndarray) -> list[tuple[int, int, Request]]:
         """Frees the slots whose documents have ended.

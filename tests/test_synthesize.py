@@ -1,0 +1,490 @@
+"""The sampler, its schedule and its filters: one corpus, however it was written."""
+
+from __future__ import annotations
+
+import collections
+import json
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+
+from sbp_jax import artifacts
+from sbp_jax.data import documents, vocab
+from sbp_jax.data.rows import open_rows
+from sbp_jax.errors import UserError
+from sbp_jax.model.decoder import DecoderConfig, initialise, structure
+from sbp_jax.synthesize import filters, sampling, shards
+from sbp_jax.synthesize.filters import FilterConfig
+from sbp_jax.synthesize.sampler import Sampler, SamplerConfig
+from sbp_jax.synthesize.schedule import Plan, Request, Slots, document_keys
+from sbp_jax.synthesize.stage import Work, synthesize
+from sbp_jax.text.shingles import shingles
+from sbp_jax.train.optimizer import OptimizerConfig
+from sbp_jax.train.stage import train
+
+EOS = 1
+MODEL = DecoderConfig(
+    vocab_size=64, width=16, layers=2, heads=4, kv_heads=2, head_size=8, hidden=32, dtype="float32"
+)
+SAMPLER = SamplerConfig(
+    prompt_length=12,
+    max_length=20,
+    temperature=0.9,
+    top_p=0.9,
+    eos=EOS,
+    never=(0, 2, 3),
+    slots=16,
+    prefill_rows=16,
+    block=4,
+)
+
+
+def parameters(seed: int = 0):
+    """Random, and larger than at the start of training, so that logits differ."""
+    made = nnx.to_pure_dict(nnx.state(initialise(MODEL, jax.random.key(seed))))
+    return jax.tree.map(lambda a: 3 * a if a.ndim > 1 else a, made)
+
+
+def requests(count: int) -> list[Request]:
+    rng = np.random.default_rng(0)
+    prompts = [[3, *rng.integers(4, 64, rng.integers(0, 10)).tolist(), EOS] for _ in range(count)]
+    keys = document_keys(5, [f"document {i}" for i in range(count)], [i % 3 for i in range(count)])
+    return [Request(i, prompts[i], keys[i]) for i in range(count)]
+
+
+def sampled(devices: int = 1, count: int = 90, order=None, **changes):
+    """Documents by index; each must come exactly once."""
+    config = SAMPLER if not changes else SamplerConfig(**{**vars(SAMPLER), **changes})
+    sampler = Sampler(MODEL, parameters(), config, jax.devices()[:devices])
+    wanted = requests(count)
+    found = {}
+    for sample in sampler.sample(wanted if order is None else [wanted[i] for i in order]):
+        assert sample.request.index not in found
+        found[sample.request.index] = (
+            sample.tokens.tolist(),
+            sample.finish_reason,
+            sample.log_probability,
+        )
+    assert sorted(found) == list(range(count))
+    return found
+
+
+def test_documents_do_not_depend_on_devices_slots_or_order():
+    first = sampled()
+    reasons = collections.Counter(reason for _, reason, _ in first.values())
+    assert set(reasons) == {"stop", "length"}
+    assert len({tuple(tokens) for tokens, _, _ in first.values()}) > 80
+    assert sampled(devices=2) == first
+    assert sampled(devices=8) == first
+    assert sampled(block=1) == first
+    assert sampled(order=random.Random(0).sample(range(90), 90)) == first
+    for slots, rows in ((1, 1), (5, 2), (16, 3), (48, 16), (90, 90)):
+        other = sampled(devices=2, slots=slots, prefill_rows=rows)
+        assert {i: d[:2] for i, d in other.items()} == {i: d[:2] for i, d in first.items()}
+
+
+def test_a_document_follows_its_key_and_its_prompt():
+    sampler = Sampler(MODEL, parameters(), SAMPLER, jax.devices()[:1])
+    one, two = requests(2)
+    asked = [
+        Request(0, one.prompt, one.key),
+        Request(1, one.prompt, one.key),
+        Request(2, one.prompt, two.key),
+        Request(3, two.prompt, one.key),
+    ]
+    tokens = {s.request.index: s.tokens.tolist() for s in sampler.sample(asked)}
+    assert tokens[0] == tokens[1]
+    assert len({tuple(tokens[i]) for i in (0, 2, 3)}) == 3
+
+
+def test_log_probabilities_are_those_of_the_training_forward():
+    weights = parameters()
+    graph, _ = structure(MODEL)
+    model = nnx.merge(graph, jax.tree.map(jnp.asarray, weights))
+    for index, (tokens, reason, log_probability) in sampled(count=12).items():
+        prompt = requests(12)[index].prompt
+        whole = jnp.asarray([[*prompt, *tokens]])
+        logits = model(whole, jnp.ones_like(whole), jnp.arange(whole.shape[1])[None])
+        log_p = jax.nn.log_softmax(logits[0, len(prompt) - 1 : -1])
+        expected = float(log_p[jnp.arange(len(tokens)), jnp.asarray(tokens)].sum())
+        assert log_probability == pytest.approx(expected, abs=2e-4)
+        assert not set(tokens) & set(SAMPLER.never)
+        assert (tokens[-1] == EOS) == (reason == "stop")
+        assert EOS not in tokens[:-1]
+        assert reason == "stop" or len(tokens) == SAMPLER.max_length
+
+
+def nucleus(logits, temperature, top_p, allowed):
+    """The distribution as it is defined: sort, cut, normalise."""
+    scaled = np.where(allowed, logits.astype(np.float64) / temperature, -np.inf)
+    p = np.exp(scaled - scaled.max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    size = int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-9)) + 1
+    cut = np.zeros_like(p)
+    cut[order[:size]] = p[order[:size]]
+    return cut / cut.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.9), (0.5, 0.7), (2.0, 0.95), (1.0, 1e-6)]
+)
+def test_tokens_are_drawn_from_the_nucleus(temperature, top_p):
+    draws, size = 40_000, 50
+    logits = np.random.default_rng(1).normal(0, 1.5, size).astype(np.float32)
+    allowed = np.ones(size, bool)
+    allowed[[0, int(logits.argmax())]] = False
+    keys = jax.vmap(jax.random.key)(jnp.arange(draws))
+    found = sampling.sample(
+        jnp.broadcast_to(logits, (draws, size)),
+        keys,
+        jnp.zeros(draws, jnp.int32),
+        temperature=temperature,
+        top_p=top_p,
+        allowed_V=allowed,
+    )
+    expected = nucleus(logits, temperature, top_p, allowed)
+    counts = np.bincount(np.asarray(found.tokens_S), minlength=size)
+    assert not counts[expected == 0].any()
+    inside = expected > 0
+    chi2 = ((counts - draws * expected)[inside] ** 2 / (draws * expected[inside])).sum()
+    freedom = inside.sum() - 1
+    # Six standard deviations: a sampler that is off by a few parts in a hundred is past them.
+    assert chi2 <= freedom + 6 * np.sqrt(2 * freedom)
+    log_p = jax.nn.log_softmax(logits)[found.tokens_S]
+    np.testing.assert_allclose(found.log_probabilities_S, log_p, atol=1e-5)
+
+
+def test_logits_that_are_no_numbers_end_the_document():
+    broken = jax.tree.map(lambda a: a.at[...].set(jnp.nan), parameters())
+    sampler = Sampler(MODEL, broken, SAMPLER, jax.devices()[:1])
+    found = list(sampler.sample(requests(3)))
+    assert [s.finish_reason for s in found] == ["nan"] * 3
+
+
+def test_a_prompt_too_long_is_refused():
+    sampler = Sampler(MODEL, parameters(), SAMPLER, jax.devices()[:1])
+    for prompt in ([], [4] * 13):
+        with pytest.raises(ValueError, match="expected 1 to 12"):
+            list(sampler.sample([Request(0, prompt, np.zeros(2, np.uint32))]))
+
+
+def test_slots_hold_each_document_once_and_spread_the_last():
+    slots = Slots(devices=2, slots=4, rows=2)
+    wanted = requests(9)
+    pending, rng, ended = iter(wanted), np.random.default_rng(0), []
+    slots.refill(pending)
+    assert slots.busy == 8
+    while slots.busy:
+        ended += [r.index for _, _, r in slots.release(rng.random((2, 4)) < 0.4)]
+        slots.refill(pending)
+    assert sorted(ended) == list(range(9))
+    spread = Slots(devices=4, slots=4, rows=4)
+    (filling,) = spread.refill(iter(requests(4)))
+    assert [len(pairs) for pairs in filling] == [1, 1, 1, 1]
+
+
+def test_the_plan_gives_every_seed_once_a_round():
+    plan = Plan([f"d{i}" for i in range(7)], seed=3, documents_per_shard=4, samples_per_seed=5)
+    indices = [i for number in range(plan.shards) for i in plan.shard(number)]
+    assert indices == list(range(35))
+    documents = [plan.document(i) for i in indices]
+    assert len(set(documents)) == 35
+    rounds = [tuple(d for d, _ in documents[r * 7 : r * 7 + 7]) for r in range(5)]
+    assert all(sorted(one) == list(range(7)) for one in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_keys_tell_seeds_samples_and_runs_apart():
+    keys = {
+        (seed, name, sample): tuple(document_keys(seed, [name], [sample])[0].tolist())
+        for seed in (0, 1)
+        for name in ("a", "b", "a-1")
+        for sample in (0, 1, 11)
+    }
+    assert len(set(keys.values())) == len(keys)
+    together = document_keys(0, ["a", "b"], [0, 11])
+    assert [tuple(k) for k in together.tolist()] == [keys[0, "a", 0], keys[0, "b", 11]]
+
+
+def test_filters_say_why():
+    seed = " ".join(f"word{i}" for i in range(40))
+    copy = " ".join(f"word{i}" for i in range(10, 40))
+    fresh = " ".join(f"other{i}" for i in range(30))
+    loop = "the same four words " * 10
+
+    def judge(text, reason="stop", **limits):
+        return filters.judge(text, reason, shingles(seed), FilterConfig(**limits))
+
+    assert judge(fresh).rejected_by is None
+    assert judge("too few words here").rejected_by == "too_short"
+    assert judge(loop).rejected_by == "repetition"
+    assert judge(copy).rejected_by == "seed_copy"
+    assert judge(copy).seed_copy > 0.9
+    assert judge(copy, max_seed_copy=1.0).rejected_by is None
+    assert judge("", "nan").rejected_by == "not_a_number"
+    assert judge(fresh, "length").rejected_by is None
+    assert judge(fresh, "length", keep_unfinished=False).rejected_by == "unfinished"
+
+
+TEXTS = [
+    " ".join(random.Random(i).choices([f"w{c}{d}" for c in "abcdefgh" for d in "uvxyz"], k=40))
+    for i in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with a vocabulary, seed documents and a synthesizer of a few steps."""
+    from made_rows import write_rows_artefact
+
+    directory = epath.Path(tmp_path_factory.mktemp("run"))
+    stage = artifacts.begin(
+        artifacts.Run(directory, "vocab"), "vocab", config={}, inputs={}, code=()
+    )
+    artifacts.write_atomic(stage.work / vocab.FILE, vocab.train(lambda: TEXTS, 320, 1.0, "texts"))
+    pieces = vocab.load(stage.work)
+    stage.commit({})
+    write_rows_artefact(
+        directory,
+        "rows/real",
+        {"real": [pieces.encode(text) for text in TEXTS]},
+        vocab_size=320,
+        length=64,
+    )
+    documents.write(
+        directory / "rows/real/real" / documents.FILE,
+        [documents.Document(f"id{i}", text) for i, text in enumerate([*TEXTS, ""])],
+    )
+    train(
+        artifacts.Run(directory, "tune"),
+        rows="rows/real",
+        model=DecoderConfig(**{**vars(MODEL), "vocab_size": 320}),
+        optimizer=OptimizerConfig(learning_rate=3e-2),
+        steps=30,
+        batch_size=8,
+    )
+    return directory
+
+
+OPTIONS = {
+    "tokens": 1500,
+    "seed_length": 10,
+    "max_length": 24,
+    "slots": 4,
+    "prefill_rows": 4,
+    "documents_per_shard": 5,
+    "filter": FilterConfig(min_words=5, max_repetition=0.4),
+    "seed": 1,
+}
+
+
+def write(directory, scope, **changes):
+    synthesize(artifacts.Run(directory, scope), **{**OPTIONS, **changes})
+    return directory / scope
+
+
+def content(directory) -> dict[str, bytes]:
+    """Every file, but for those that tell when it was made and under what name."""
+    assert directory.exists()
+    return {
+        p.name: p.read_bytes()
+        for p in directory.iterdir()
+        if p.name not in (artifacts.MANIFEST, artifacts.OPERATIVE_CONFIG)
+    }
+
+
+def read(directory) -> list[dict]:
+    import tensorflow_datasets as tfds
+
+    return list(
+        tfds.as_numpy(tfds.builder_from_directory(directory).as_dataset(split="train"))
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(made):
+    return write(made, "synthetic")
+
+
+def test_the_corpus_is_the_shortest_run_of_shards_with_the_tokens(made, corpus):
+    counts = artifacts.read_manifest(corpus).counts
+    examples = read(corpus)
+    assert len(examples) == counts["documents"] == len({e["id"] for e in examples})
+    assert sum(int(e["tokens"]) for e in examples) == counts["tokens"]
+    assert 1500 <= counts["tokens"] < 1500 + 5 * 24
+    rejected = [json.loads(x) for x in (corpus / "rejected.jsonl").read_text().splitlines()]
+    assert json.loads((corpus / "rejects.json").read_text()) == counts["rejected"]
+    assert len(rejected) == sum(counts["rejected"].values())
+    assert counts["sampled_documents"] == len(rejected) + len(examples)
+    assert counts["sampled_documents"] % 5 == 0
+    # None lost and none twice: kept and rejected together are the plan's first documents.
+    plan = Plan([f"id{i}" for i in range(12)], 1, 5, 1000)
+    planned = [plan.document(i) for i in range(counts["sampled_documents"])]
+    assert sorted(f"id{d}-{s}" for d, s in planned) == sorted(
+        [e["id"].decode() for e in examples] + [r["id"] for r in rejected]
+    )
+    assert counts["empty_seeds"] == 1
+    assert not (corpus / "shards").exists()
+
+
+def test_lineage_leads_from_a_document_to_all_it_came_from(made, corpus):
+    example = read(corpus)[3]
+    seed_id, sample = example["seed_id"].decode(), int(example["sample_index"])
+    assert example["id"].decode() == f"{seed_id}-{sample}"
+    assert seed_id in documents.Documents(made / "rows/real").ids
+    found = artifacts.ancestry(corpus)
+    assert {m.stage for m in found.values()} == {"synthesize", "train", "cache", "vocab"}
+    config = artifacts.read_manifest(corpus).config
+    key = document_keys(config["seed"], [seed_id], [sample])[0]
+    assert key.astype(">u4").tobytes().hex() == example["key"].decode()
+    # The checkpoint is named by the train artefact's hash and the step.
+    tune = artifacts.read_manifest(made / "tune")
+    checkpoint = artifacts.digest({"train": tune.hash, "step": tune.counts["steps"]})
+    assert checkpoint == example["checkpoint"].decode()
+    # And with these the same document can be written again, alone.
+    assert rewritten(made, config, seed_id, key) == example["text"].decode()
+
+
+def rewritten(made, config, seed_id, key) -> str:
+    from sbp_jax.checkpoints import load_parameters, model_config
+    from sbp_jax.data.rows import prompt
+
+    pieces = vocab.load(made / "vocab")
+    text = {d.id: d.text for d in documents.Documents(made / "rows/real")}[seed_id]
+    sampler = Sampler(
+        model_config(made / "tune"),
+        load_parameters(made / "tune")[0],
+        SamplerConfig(
+            prompt_length=config["seed_length"] + 2,
+            max_length=config["max_length"],
+            temperature=config["temperature"],
+            top_p=config["top_p"],
+            eos=vocab.EOS,
+            never=(vocab.PAD, vocab.UNK, vocab.BOS),
+            slots=1,
+            prefill_rows=1,
+            block=1,
+        ),
+        jax.devices()[:1],
+    )
+    asked = prompt(pieces.encode(text), config["seed_length"], vocab.BOS, vocab.EOS)
+    (sample,) = sampler.sample([Request(0, asked, key)])
+    tokens = sample.tokens.tolist()
+    return pieces.decode(tokens[:-1] if sample.finish_reason == "stop" else tokens)
+
+
+@pytest.mark.parametrize("committed", [0, 1, 6])
+def test_killed_and_started_again_the_corpus_is_the_same(made, corpus, monkeypatch, committed):
+    scope = f"killed_after_{committed}"
+    real, calls = shards.write, []
+
+    def dying(*arguments):
+        if len(calls) == committed:
+            raise KeyboardInterrupt
+        calls.append(arguments[1])
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            write(made, scope)
+    assert not (made / scope).exists()
+    again = []
+    monkeypatch.setattr(shards, "write", lambda *a: (again.append(a[1]), real(*a)))
+    out = write(made, scope)
+    assert content(out) == content(corpus)
+    assert not set(calls) & set(again)
+
+
+def test_a_damaged_shard_is_written_again(made, corpus, monkeypatch):
+    real = shards.write
+
+    def dying(directory, number, records):
+        real(directory, number, records)
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write", dying)
+        with pytest.raises(KeyboardInterrupt):
+            write(made, "damaged")
+    file = shards.path(artifacts.partial_directory(made / "damaged") / "shards", 2)
+    file.write_text(file.read_text().replace('"tokens": ', '"tokens": 1'))
+    assert content(write(made, "damaged")) == content(corpus)
+
+
+def test_the_corpus_does_not_depend_on_slots_or_devices(made, corpus, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    out = write(made, "two_devices", slots=7, prefill_rows=3, block=5)
+    assert content(out) == content(corpus)
+
+
+def test_a_longer_corpus_begins_as_the_shorter(made, corpus):
+    longer = write(made, "longer", tokens=2500)
+    first, second = ([e["id"] for e in read(d)] for d in (corpus, longer))
+    assert second[: len(first)] == first
+    assert len(second) > len(first)
+
+
+def test_it_stops_when_every_seed_has_had_its_turns(made):
+    out = write(made, "short", max_samples_per_seed=2)
+    counts = artifacts.read_manifest(out).counts
+    assert counts["sampled_documents"] == 24
+    assert counts["tokens"] < 1500
+
+
+def test_a_seqio_task_reads_it(made, corpus):
+    import seqio
+
+    from tasks.synthetic import synthetic
+
+    vocabulary = seqio.SentencePieceVocabulary(str(made / "vocab" / vocab.FILE), extra_ids=0)
+    task = synthetic(vocabulary, corpus)
+    examples = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+    assert len(examples) == artifacts.read_manifest(corpus).counts["documents"]
+    for example in examples[:5]:
+        text = example["targets_pretokenized"].decode()
+        assert vocabulary.decode(example["targets"].tolist()) == text
+        assert example["seed_id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature = 0.0"),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+        ({"slots": 0}, "synthesize.slots = 0"),
+        ({"checkpoint": "none"}, "none holds no finished artefact"),
+        ({"checkpoint": "rows/real"}, "expected the directory of `sbp train`"),
+        ({"checkpoint_step": 7}, "no checkpoint 7"),
+        ({"filter": FilterConfig(min_words=1000)}, "all .* documents were rejected"),
+    ],
+)
+def test_a_users_mistake_is_one_line(made, changes, message):
+    with pytest.raises(UserError, match=message):
+        write(made, "mistake" + str(abs(hash(message))), max_samples_per_seed=2, **changes) 
+
+
+def test_rows_without_documents_are_no_seeds(made, tmp_path):
+    assert open_rows(made / "rows/real").sources
+    with pytest.raises(UserError, match="documents = True"):
+        Work(
+            documents.Documents(without_documents(tmp_path)),
+            vocab.load(made / "vocab"),
+            4,
+            FilterConfig(),
+            None,
+            epath.Path(tmp_path),
+        )
+
+
+def without_documents(directory):
+    from made_rows import sentences, write_rows_artefact
+
+    return write_rows_artefact(directory, "rows/bare", {"bare": list(sentences(3, 64, 0))})
