@@ -13,6 +13,7 @@ import errno
 import importlib
 import logging as python_logging
 import os
+import re
 import sys
 import tokenize
 import traceback
@@ -93,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
     if flags.stage not in STAGES:
         raise UserError(f"unknown stage {flags.stage!r}{_instead(flags.stage, list(STAGES))}")
+    if flags.scope and not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", flags.scope):
+        raise UserError(
+            f"--scope={flags.scope}: expected names of letters, digits and _, with / between them"
+        )
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
     configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
@@ -200,8 +205,10 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
     if isinstance(error, RuntimeError) and "Required bindings" in str(error):
         print(f"sbp {stage}: {_first_line(error)}: set them in gin", file=sys.stderr)
         return 2
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = f" writing {error.filename}" if error.filename else ""
+    cause = error.__context__ if isinstance(error.__context__, type(error).__base__) else error
+    if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        file = getattr(cause, "filename", None)
+        where = f" writing {file}" if file else ""
         print(
             f"sbp {stage}: no space left on the device{where}: free some and run the same command "
             "again, it goes on from what is finished",

@@ -209,9 +209,14 @@ def _parse(
         assert process.stdin is not None
         assert process.stdout is not None
         files = [[source.package, source.module, os.fspath(source.path)] for source in task]
-        process.stdin.write(json.dumps([min_characters, files]) + "\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
+        try:
+            process.stdin.write(json.dumps([min_characters, files]) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # tries once more to write what is left
+            answer = ""
         if not answer:
             raise RuntimeError(f"a process that parses docstrings ended with {process.wait()}")
         idle.put(process)

@@ -35,15 +35,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from sbp_jax.errors import UserError
-from sbp_jax.progress import progress
-from sbp_jax.text import near_duplicates, shingles
+from sbp_jax.text import near_duplicates, shingles, splits
 from tasks import docstrings
 from tasks.docstrings import Docstring
 
 SPLITS = ("train", "oracle", "dev", "heldout")
-
-# A cluster larger than this stays in the oracle, so that no split is mostly one template.
-LARGEST_HELD_OUT_CLUSTER = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,13 +103,13 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
                 f"pydocs: no docstring of {settings.min_characters} characters or more was found "
                 f"in what {settings.project} requires"
             )
-        splits = split(documents, settings)
-        if empty := [name for name in SPLITS if not splits[name]]:
+        dealt = split(documents, settings)
+        if empty := [name for name in SPLITS if not dealt[name]]:
             raise UserError(
                 f"pydocs: of {len(documents):,} documents none fell to {', '.join(empty)}: "
                 "make its share larger, or min_characters smaller"
             )
-        return {name: self._generate_examples(splits[name]) for name in SPLITS}
+        return {name: self._generate_examples(dealt[name]) for name in SPLITS}
 
     def _generate_examples(self, documents: Sequence[Docstring]):
         for document in documents:
@@ -123,53 +119,41 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
 def split(
     documents: Sequence[Docstring], settings: Settings | None = None
 ) -> dict[str, list[Docstring]]:
-    """Deals documents to the splits by the hash of their cluster of near-duplicates.
+    """Deals documents to the splits, near-duplicates to the same; see `splits.deal`.
 
-    Which split a cluster falls to depends on its own documents alone. No document of `dev` or
-    `heldout` has a near-duplicate in any other split; `oracle` holds `train`.
+    No document of `dev` or `heldout` has a near-duplicate in any other split; `oracle` holds
+    `train`.
     """
     settings = settings or Settings()
-    sets = [
-        shingles.shingles(document.text)
-        for document in progress(documents, desc="shingles", unit="document")
-    ]
-    pairs = near_duplicates.near_duplicate_pairs(sets, settings.threshold)
-    labels = near_duplicates.clusters(len(documents), pairs)
-    members = collections.defaultdict(list)
-    for document, label in zip(documents, labels.tolist(), strict=True):
-        members[label].append(document)
-    logging.info(
-        "pydocs: %d documents, %d of them without near-duplicates; the largest clusters: %s",
-        len(documents),
-        sum(len(cluster) == 1 for cluster in members.values()),
-        sorted(map(len, members.values()))[:-6:-1],
+    dealt = splits.deal(
+        [document.id for document in documents],
+        [document.text for document in documents],
+        heldout_share=settings.heldout_share,
+        dev_share=settings.dev_share,
+        threshold=settings.threshold,
     )
-    splits: dict[str, list[Docstring]] = {name: [] for name in SPLITS}
-    for cluster in members.values():
-        draw = _draw("split", min(document.id for document in cluster))
-        if len(cluster) > LARGEST_HELD_OUT_CLUSTER:
-            draw = 1.0
-        if draw < settings.heldout_share:
-            splits["heldout"] += cluster
-        elif draw < settings.heldout_share + settings.dev_share:
-            splits["dev"] += cluster
-        else:
-            splits["oracle"] += cluster
-            splits["train"] += [d for d in cluster if _draw("train", d.id) < settings.train_share]
-    return splits
+    found: dict[str, list[Docstring]] = {name: [] for name in SPLITS}
+    for document, name in zip(documents, dealt, strict=True):
+        if name != "train":
+            found[name].append(document)
+            continue
+        found["oracle"].append(document)
+        if splits.draw("train", document.id) < settings.train_share:
+            found["train"].append(document)
+    return found
 
 
 def near_duplicates_across_splits(
-    splits: Mapping[str, Sequence[Docstring]], threshold: float
+    members: Mapping[str, Sequence[Docstring]], threshold: float
 ) -> int:
     """How many documents of `dev` or `heldout` have a near-duplicate in another split.
 
     Args:
-      splits: documents by the name of their split; names other than dev and heldout are training
+      members: documents by the name of their split; names other than dev and heldout are training
         text.
       threshold: containment of 13-word shingles that makes a near-duplicate.
     """
-    documents = [(name, d) for name, members in splits.items() for d in members]
+    documents = [(name, d) for name, found in members.items() for d in found]
     sets = [shingles.shingles(document.text) for _, document in documents]
     found: set[int] = set()
     for i, j, _ in near_duplicates.near_duplicate_pairs(sets, threshold):
@@ -217,7 +201,7 @@ def fingerprint(settings: Settings) -> str:
     """16 hex digits of everything that decides the data set: environment, settings and code."""
     record = hashlib.sha256(docstrings.fingerprint(settings.project).encode())
     record.update(repr(settings).encode())
-    for module in (docstrings, near_duplicates, shingles, sys.modules[__name__]):
+    for module in (docstrings, near_duplicates, shingles, splits, sys.modules[__name__]):
         record.update(inspect.getsource(module).encode())
     return record.hexdigest()[:16]
 
@@ -272,12 +256,6 @@ def heldout(vocabulary: seqio.Vocabulary, settings: Settings | None = None) -> s
 @seqio.map_over_dataset
 def _text_to_targets(example):
     return {"targets": example["text"], **{key: example[key] for key in ("id", "name", "package")}}
-
-
-def _draw(salt: str, document_id: str) -> float:
-    """A number in [0, 1) that is random over ids and the same in every process."""
-    hashed = hashlib.sha256(f"{salt} {document_id}".encode()).digest()
-    return int.from_bytes(hashed[:8], "little") / 2**64
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import gin
 import pytest
 from made_rows import sentences, write_rows_artefact
 
@@ -42,6 +43,7 @@ def run_directory(tmp_path, monkeypatch):
 
 
 def sbp(*arguments: str) -> int:
+    gin.clear_config()
     return cli.main([*arguments])
 
 
@@ -61,13 +63,14 @@ def error_of(capfd) -> str:
         (["train", "--gin_file=train.gin", "--gin.train.stpes=3"], "stpes"),
         (["train", "--gin_file=train.gin", "--gin.trian.steps=3"], "trian"),
         (["train", "--gin_file=train.gin", "--gin.train.steps=[3"], "gin:"),
-        (["train", "--gin_file=train.gin", "--gin.train.steps=%gin.REQUIRED"], "'steps'"),
+        (["train", "--gin_file=train.gin", "--gin.train.steps=%gin.REQUIRED"], "train.steps"),
         (["train", "--gin_file=train.gin", "--gin.train.steps=%NOWHERE"], "NOWHERE"),
         (["train", "--gin_file=train.gin", "--gin.train.rows='rows/none'"], "rows/none holds no"),
         (["train", "--gin_file=train.gin", "--gin.train.batch_size=12"], "no multiple of 8"),
         (["train", "--gin_file=train.gin", "--gin.train.start_from='absent'"], "absent holds no"),
         (["train", "--gin_file=train.gin", "--gin.DecoderConfig.heads=3"], "MeshConfig|heads"),
         (["train", "--gin_file=train.gin", "--gin.DecoderConfig.vocab_size=9"], "vocab_size is 9"),
+        (["train", "--gin_file=train.gin", "--scope=../train"], "--scope=../train: expected"),
         (["train", "--gin_file=train.gin", "--process_id=1"], "need --coordinator"),
         (["train", "--gin_file=train.gin", "--coordinator=localhost:1"], "needs --num_processes"),
         (["evaluate", "--gin_file=train.gin"], "run/pretrain holds no finished artefact"),

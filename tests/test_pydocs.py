@@ -10,10 +10,15 @@ import textwrap
 import pytest
 
 from sbp_jax.errors import UserError
+from sbp_jax.text import splits
 from tasks import docstrings, pydocs
 from tasks.docstrings import Docstring
 
 LONG = "A sentence that is long enough to be kept. " * 4  # 171 characters once stripped
+
+
+# Larger than the defaults, so that a small corpus has documents in every split.
+SHARES = {"heldout_share": 0.05, "dev_share": 0.03, "train_share": 0.05}
 
 
 @pytest.fixture
@@ -228,7 +233,7 @@ def where(splits: dict[str, list[Docstring]]) -> dict[str, str]:
 def test_clusters_stay_together_and_shares_are_kept():
     clusters = made_up(3000)
     documents = [d for cluster in clusters for d in cluster]
-    splits = pydocs.split(documents)
+    splits = pydocs.split(documents, pydocs.Settings(**SHARES))
     counts = collections.Counter(where(splits).values())
     assert sum(counts.values()) == len(documents)
     assert counts["heldout"] / len(documents) == pytest.approx(0.05, abs=0.015)
@@ -260,7 +265,7 @@ def test_a_larger_train_split_holds_a_smaller_one():
 
 def test_a_very_large_cluster_stays_in_the_oracle():
     settings = pydocs.Settings(heldout_share=0.9, dev_share=0.05)
-    size = pydocs.LARGEST_HELD_OUT_CLUSTER
+    size = splits.LARGEST_HELD_OUT_CLUSTER
     for copies, expected in ((size, {"heldout"}), (size + 1, {"oracle"})):
         (cluster,) = made_up(1, sizes=(copies,))
         side = {n for n in ("oracle", "dev", "heldout") if pydocs.split(cluster, settings)[n]}
@@ -269,7 +274,7 @@ def test_a_very_large_cluster_stays_in_the_oracle():
 
 def test_leaks_are_counted():
     documents = [d for cluster in made_up(200) for d in cluster]
-    splits = pydocs.split(documents)
+    splits = pydocs.split(documents, pydocs.Settings(**SHARES))
     leaked = document("entirely new words before " + splits["heldout"][0].text)
     splits["oracle"].append(leaked)
     own_words = splits["heldout"][0].text.split()[:60]
@@ -289,7 +294,7 @@ def real(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root / "site")
         patch.setenv("TFDS_DATA_DIR", str(root / "tfds"))
-        yield pydocs.Settings(project="pydocs-part")
+        yield pydocs.Settings(**SHARES, project="pydocs-part")
 
 
 def runs_of_words(text: str) -> set[tuple[str, ...]]:
@@ -356,7 +361,7 @@ def test_a_prepared_data_set_is_not_made_again_and_is_the_same_when_it_is(
 ):
     site("root", ["einops", "absl-py"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    settings = pydocs.Settings(project="root", train_share=0.5)
+    settings = pydocs.Settings(**SHARES, project="root")
     first = pydocs.builder(settings).data_path
     files = {p.name: p.read_bytes() for p in first.glob("*.tfrecord*")}
     assert len(files) == len(pydocs.SPLITS)
@@ -372,7 +377,7 @@ def test_a_data_set_that_another_process_finished_first_is_taken(
 ):
     site("root", ["einops", "absl-py"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    settings = pydocs.Settings(project="root", train_share=0.5)
+    settings = pydocs.Settings(**SHARES, project="root")
     extract, others = docstrings.documents, []
 
     def slowly(*arguments):
@@ -401,7 +406,7 @@ def test_an_empty_split_is_a_clear_error(site, no_standard_library, tmp_path, mo
     site("root", ["einops", "absl-py"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     with pytest.raises(UserError, match="none fell to dev: make its share larger"):
-        pydocs.builder(pydocs.Settings(project="root", train_share=0.5, dev_share=0.0))
+        pydocs.builder(pydocs.Settings(**{**SHARES, "dev_share": 0.0}, project="root"))
 
 
 def test_no_documents_is_a_clear_error(site, no_standard_library, tmp_path, monkeypatch):
@@ -409,4 +414,4 @@ def test_no_documents_is_a_clear_error(site, no_standard_library, tmp_path, monk
     site("root", ["empty"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     with pytest.raises(UserError, match="no docstring of 400 characters or more"):
-        pydocs.builder(pydocs.Settings(project="root"))
+        pydocs.builder(pydocs.Settings(**SHARES, project="root"))

@@ -104,7 +104,7 @@ def cache(
             "documents": documents,
             "seed_length": seed_length,
             "target_length": target_length,
-            "corpora": [_fingerprint(t) for t in resolved.tasks],
+            "corpora": [tasks.fingerprint(one) for one in resolved.tasks],
         },
         inputs=inputs,
         code=("sbp_jax.data", *resolved.code),
@@ -228,17 +228,3 @@ class _Reader:
 
 def _text(value: Any) -> str | None:
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else None
-
-
-def _fingerprint(task: Any) -> dict[str, Any]:
-    """What can be known of a task's content before it is read: its dataset, version and sizes."""
-    source = task.source
-    found: dict[str, Any] = {"task": task.name}
-    try:
-        found["examples"] = {split: source.num_input_examples(split) for split in source.splits}
-    except (NotImplementedError, ValueError, TypeError):
-        found["examples"] = None
-    builder = getattr(source, "tfds_dataset", None)
-    if builder is not None:
-        found["dataset"] = str(builder.builder.info.full_name)
-    return found

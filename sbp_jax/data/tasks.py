@@ -140,6 +140,25 @@ def examples(task: seqio.Task, split: str) -> Iterator[dict[str, Any]]:
     yield from dataset.as_numpy_iterator()
 
 
+def fingerprint(task: seqio.Task) -> dict[str, Any]:
+    """What is known of a task's content before it is read: its data set, version and sizes.
+
+    A source may carry an attribute `fingerprint`, text that changes with its content.
+    """
+    source = task.source
+    found: dict[str, Any] = {"task": task.name}
+    try:
+        found["examples"] = {split: source.num_input_examples(split) for split in source.splits}
+    except (NotImplementedError, ValueError, TypeError):
+        found["examples"] = None
+    builder = getattr(source, "tfds_dataset", None)
+    if builder is not None:
+        found["dataset"] = str(builder.builder.info.full_name)
+    if hasattr(source, "fingerprint"):
+        found["content"] = source.fingerprint
+    return found
+
+
 def text_of(example: Mapping[str, Any]) -> str:
     """The text of an example before it was tokenised.
 

@@ -82,6 +82,7 @@ def vocab(
             "size": size,
             "character_coverage": character_coverage,
             "documents": documents,
+            "corpora": [task_registry.fingerprint(one) for one in resolved.tasks],
         },
         inputs=resolved.inputs,
         code=("sbp_jax.data.vocab", "sbp_jax.data.tasks", *resolved.code),
