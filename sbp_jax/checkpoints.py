@@ -163,7 +163,7 @@ def load_parameters(
         steps = sorted(manager.all_steps())
         named = {"last": steps[-1] if steps else None, "best": manifest.counts.get("best_step")}
         wanted = named.get(step, step) if isinstance(step, str) else step
-        if wanted not in steps:
+        if not isinstance(wanted, int) or wanted not in steps:
             raise UserError(f"{directory} has no checkpoint {step!r}: expected one of {steps}")
         restored = manager.restore(
             wanted,

@@ -125,10 +125,12 @@ def _start_logging(verbosity: str) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ours = tuple(os.path.dirname(importlib.import_module(name).__file__ or "") for name in OURS)
     logging.get_absl_handler().addFilter(
-        lambda record: verbosity == "debug"
-        or record.pathname.startswith(ours)
-        # gin calls each folder that it looks in before it finds a file an error
-        or (record.levelno >= python_logging.ERROR and record.module != "resource_reader")
+        lambda record: (
+            verbosity == "debug"
+            or record.pathname.startswith(ours)
+            # gin calls each folder that it looks in before it finds a file an error
+            or (record.levelno >= python_logging.ERROR and record.module != "resource_reader")
+        )
     )
 
 
@@ -205,7 +207,8 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
     if isinstance(error, RuntimeError) and "Required bindings" in str(error):
         print(f"sbp {stage}: {_first_line(error)}: set them in gin", file=sys.stderr)
         return 2
-    cause = error.__context__ if isinstance(error.__context__, type(error).__base__) else error
+    # gin puts another exception of the same kind, without errno, in the place of the first.
+    cause = error.__context__ if isinstance(error.__context__, OSError) else error
     if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
         file = getattr(cause, "filename", None)
         where = f" writing {file}" if file else ""

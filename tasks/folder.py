@@ -81,9 +81,7 @@ def _read(directory: str, heldout_share: float, dev_share: float, threshold: flo
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise UserError(f"folder: two documents of {directory} have the id {twice!r}")
-    splits = deal(
-        ids, texts, heldout_share=heldout_share, dev_share=dev_share, threshold=threshold
-    )
+    splits = deal(ids, texts, heldout_share=heldout_share, dev_share=dev_share, threshold=threshold)
     documents: dict[str, list[tuple[str, str]]] = {"train": [], "dev": [], "heldout": []}
     for document, split in zip(found, splits, strict=True):
         documents[split].append(document)

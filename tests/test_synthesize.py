@@ -302,9 +302,7 @@ def content(directory) -> dict[str, bytes]:
 def read(directory) -> list[dict]:
     import tensorflow_datasets as tfds
 
-    return list(
-        tfds.as_numpy(tfds.builder_from_directory(directory).as_dataset(split="train"))
-    )
+    return list(tfds.as_numpy(tfds.builder_from_directory(directory).as_dataset(split="train")))
 
 
 @pytest.fixture(scope="module")
@@ -468,7 +466,7 @@ def test_a_seqio_task_reads_it(made, corpus):
 )
 def test_a_users_mistake_is_one_line(made, changes, message):
     with pytest.raises(UserError, match=message):
-        write(made, "mistake" + str(abs(hash(message))), max_samples_per_seed=2, **changes) 
+        write(made, "mistake" + str(abs(hash(message))), max_samples_per_seed=2, **changes)
 
 
 def test_rows_without_documents_are_no_seeds(made, tmp_path):

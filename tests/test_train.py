@@ -85,7 +85,7 @@ def one_step(directory, mesh: MeshConfig, devices: int, accumulation_steps: int 
     (batch,) = loader.batches(loader.RowOrder(shares, 0), 16, np.arange(16), 0, 1)
     placed = jax.device_put(batch, layout.sharding("batch"))
     state, found = step(state, placed, jax.random.key(0), 1)
-    clip, adam, *_ = state.optimizer
+    _clip, adam, *_ = state.optimizer
     return jax.device_get((adam.mu, found))
 
 

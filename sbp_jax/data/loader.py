@@ -126,8 +126,9 @@ class RowOrder:
 def local_slots(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     """Which rows of the global batch this process's devices hold, ascending."""
     held: set[int] = set()
-    for (rows,) in sharding.addressable_devices_indices_map((batch_size,)).values():
-        held.update(range(*rows.indices(batch_size)))
+    for index in sharding.addressable_devices_indices_map((batch_size,)).values():
+        assert index is not None
+        held.update(range(*index[0].indices(batch_size)))
     return np.array(sorted(held))
 
 
@@ -168,9 +169,7 @@ def batches(
 def in_order(source: RowSource, batch_size: int) -> Iterator[Row]:
     """All rows of a source once, in their order; the last batch is filled up with padding."""
     records = source.open()
-    empty = Row(
-        *(np.zeros(source.length, np.int32) for _ in range(4)), np.zeros(source.length, np.float32)
-    )
+    empty = row_format.empty_row(source.length)
     for start in range(0, source.rows, batch_size):
         stop = min(start + batch_size, source.rows)
         rows = [row_format.decode(records[i], source.length) for i in range(start, stop)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -27,6 +27,10 @@ ROWS_PER_SHARD = 1 << 16
 WRITER_OPTIONS = "group_size:1,zstd:3"
 
 
+# NumPy on the host, JAX on devices.
+type Array = Any
+
+
 class Row(NamedTuple):
     """One packed row, or a batch of them with a leading dimension.
 
@@ -38,11 +42,11 @@ class Row(NamedTuple):
       loss_weights: float32 [L], 0 in padding.
     """
 
-    inputs: np.ndarray
-    targets: np.ndarray
-    segment_ids: np.ndarray
-    positions: np.ndarray
-    loss_weights: np.ndarray
+    inputs: Array
+    targets: Array
+    segment_ids: Array
+    positions: Array
+    loss_weights: Array
 
 
 class Piece(NamedTuple):
@@ -134,8 +138,14 @@ def pack(pieces: Iterable[Piece], length: int, open_rows: int = 256) -> Iterator
         yield _row(contents.pop(row), length)
 
 
+def empty_row(length: int) -> Row:
+    """A row of padding."""
+    integers = [np.zeros(length, np.int32) for _ in range(4)]
+    return Row._make([*integers, np.zeros(length, np.float32)])
+
+
 def _row(pieces: Sequence[Piece], length: int) -> Row:
-    row = Row(*(np.zeros(length, np.int32) for _ in range(4)), np.zeros(length, np.float32))
+    row = empty_row(length)
     start = 0
     for segment, piece in enumerate(pieces, start=1):
         end = start + len(piece.targets)
@@ -163,7 +173,9 @@ def decode(record: bytes, length: int) -> Row:
     if len(record) != 20 * length:
         raise ValueError(f"a row of {length} tokens takes {20 * length} bytes, not {len(record)}")
     integers = np.frombuffer(record, "<i4", 4 * length).reshape(4, length)
-    return Row(*integers, np.frombuffer(record, "<f4", length, 16 * length))
+    inputs, targets, segment_ids, positions = integers
+    loss_weights = np.frombuffer(record, "<f4", length, 16 * length)
+    return Row(inputs, targets, segment_ids, positions, loss_weights)
 
 
 def write_rows(directory: epath.Path, rows: Iterable[Row]) -> tuple[int, int]:

@@ -81,9 +81,10 @@ def resolve(
 
 
 def _resolve_one(spec: str, vocabulary: seqio.Vocabulary, run: artifacts.Run) -> ResolvedTask:
-    module_name, colon, rest = spec.partition(":")
+    module_name, _, rest = spec.partition(":")
     attribute, at, artefact = rest.partition("@")
-    if not colon or not attribute or (at and not artefact):
+    is_module = all(part.isidentifier() for part in module_name.split("."))
+    if not is_module or not attribute or (at and not artefact):
         raise UserError(
             f"task {spec!r}: expected module:attribute or module:attribute@artefact, "
             "e.g. tasks.pydocs:train"

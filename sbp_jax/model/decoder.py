@@ -205,8 +205,9 @@ class Block(nnx.Module):
         attend: Callable,
         dropout: Callable = no_dropout,
     ) -> jax.Array:
-        inner = isinstance(dropout, Dropout)
-        first, second = (dropout.fold_in(0), dropout.fold_in(1)) if inner else (dropout, dropout)
+        first = second = dropout
+        if isinstance(dropout, Dropout):
+            first, second = dropout.fold_in(0), dropout.fold_in(1)
         x_BLD += first(self.attention(self.attention_norm(x_BLD), positions_BL, attend))
         x_BLD += second(self.mlp(self.mlp_norm(x_BLD)))
         return x_BLD
@@ -327,7 +328,7 @@ class Unstacked(nnx.Module):
             nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], stacked))
             for i in range(decoder.config.layers)
         )
-        decoder.blocks = None
+        del decoder.blocks
         self.outer = decoder
 
     def extend(

@@ -62,6 +62,10 @@ class State(NamedTuple):
     log_probability_S: jax.Array
 
 
+# NumPy on the host, JAX on devices.
+type Array = Any
+
+
 class Prompts(NamedTuple):
     """Up to R prompts for one replica.
 
@@ -72,10 +76,10 @@ class Prompts(NamedTuple):
       keys_R2: uint32, key data.
     """
 
-    tokens_RP: np.ndarray
-    length_R: np.ndarray
-    slot_R: np.ndarray
-    keys_R2: np.ndarray
+    tokens_RP: Array
+    length_R: Array
+    slot_R: Array
+    keys_R2: Array
 
 
 class Sample(NamedTuple):
@@ -243,9 +247,7 @@ class Sampler:
         tokens_RP, length_R, slot_R, keys_R2 = prompts
         zeros_R = jnp.zeros_like(length_R)
         read_RP = tokens_RP[:, :-1]
-        _, fresh = model.extend(
-            prompt_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R
-        )
+        _, fresh = model.extend(prompt_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R)
         last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
 
         def put(old_S, new_R):

@@ -38,9 +38,7 @@ def deal(
     Returns:
       Of each document `heldout`, `dev` or `train`.
     """
-    sets = [
-        shingles.shingles(text) for text in progress(texts, desc="shingles", unit=" documents")
-    ]
+    sets = [shingles.shingles(text) for text in progress(texts, desc="shingles", unit=" documents")]
     pairs = near_duplicates.near_duplicate_pairs(sets, threshold)
     labels = near_duplicates.clusters(len(ids), pairs).tolist()
     sizes = collections.Counter(labels)
