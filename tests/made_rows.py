@@ -1,14 +1,15 @@
-"""Rows artefacts for tests of what reads rows, made without SeqIO."""
+"""Artefacts for tests of what reads rows or text, made without SeqIO."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from sbp_jax import artifacts
-from sbp_jax.data import rows
+from sbp_jax.data import documents, rows, vocab
 
 BOS, EOS = 3, 1
 
@@ -36,12 +37,12 @@ def write_rows_artefact(
     config = {"length": length, "sources": {n: list(map(list, d)) for n, d in sources.items()}}
     stage = artifacts.begin(run, "cache", config=config, inputs={}, code=())
     counts = {}
-    for source, documents in sources.items():
+    for source, found in sources.items():
         folder = stage.work / source
         folder.mkdir(parents=True)
         pieces = [
             part
-            for tokens in documents
+            for tokens in found
             for part in rows.split(rows.document_piece(tokens, BOS, EOS), length)
         ]
         written, padding = rows.write_rows(folder, rows.pack(pieces, length))
@@ -53,7 +54,7 @@ def write_rows_artefact(
             "padding": padding,
             "tokens": tokens,
             "loss_tokens": tokens,
-            "documents": len(documents),
+            "documents": len(found),
             "bytes": 3 * tokens,
         }
     stage.commit({"vocab_size": vocab_size, "sources": counts})
@@ -72,3 +73,31 @@ def rewrite_weights(directory: epath.Path, seed: int = 0) -> None:
             weights = rng.uniform(0, 2, source.length) ** 3 * (row.segment_ids > 0)
             changed.append(row._replace(loss_weights=weights.astype(np.float32)))
         rows.write_rows(source.directory, changed)
+
+
+TEXTS = [
+    " ".join(random.Random(i).choices([f"w{c}{d}" for c in "abcdefgh" for d in "uvxyz"], k=40))
+    for i in range(12)
+]
+VOCAB_SIZE = 320
+
+
+def write_text_run(directory) -> epath.Path:
+    """A run with `vocab` and with `rows/real`, of `TEXTS` and one empty document, id0 to id12."""
+    directory = epath.Path(directory)
+    stage = artifacts.begin(
+        artifacts.Run(directory, "vocab"), "vocab", config={}, inputs={}, code=()
+    )
+    model = vocab.train(lambda: TEXTS, VOCAB_SIZE, 1.0, "texts")
+    artifacts.write_atomic(stage.work / vocab.FILE, model)
+    pieces = vocab.load(stage.work)
+    stage.commit({})
+    tokens = [pieces.encode(text) for text in TEXTS]
+    rows_directory = write_rows_artefact(
+        directory, "rows/real", {"real": tokens}, vocab_size=VOCAB_SIZE, length=64
+    )
+    documents.write(
+        rows_directory / "real" / documents.FILE,
+        [documents.Document(f"id{i}", text) for i, text in enumerate([*TEXTS, ""])],
+    )
+    return directory

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
+from made_rows import VOCAB_SIZE, sentences, write_rows_artefact, write_text_run
 
 from sbp_jax import artifacts
 from sbp_jax.data import documents, vocab
@@ -232,39 +233,14 @@ def test_filters_say_why():
     assert judge(fresh, "length", keep_unfinished=False).rejected_by == "unfinished"
 
 
-TEXTS = [
-    " ".join(random.Random(i).choices([f"w{c}{d}" for c in "abcdefgh" for d in "uvxyz"], k=40))
-    for i in range(12)
-]
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A run with a vocabulary, seed documents and a synthesizer of a few steps."""
-    from made_rows import write_rows_artefact
-
-    directory = epath.Path(tmp_path_factory.mktemp("run"))
-    stage = artifacts.begin(
-        artifacts.Run(directory, "vocab"), "vocab", config={}, inputs={}, code=()
-    )
-    artifacts.write_atomic(stage.work / vocab.FILE, vocab.train(lambda: TEXTS, 320, 1.0, "texts"))
-    pieces = vocab.load(stage.work)
-    stage.commit({})
-    write_rows_artefact(
-        directory,
-        "rows/real",
-        {"real": [pieces.encode(text) for text in TEXTS]},
-        vocab_size=320,
-        length=64,
-    )
-    documents.write(
-        directory / "rows/real/real" / documents.FILE,
-        [documents.Document(f"id{i}", text) for i, text in enumerate([*TEXTS, ""])],
-    )
+    directory = write_text_run(tmp_path_factory.mktemp("run"))
     train(
         artifacts.Run(directory, "tune"),
         rows="rows/real",
-        model=DecoderConfig(**{**vars(MODEL), "vocab_size": 320}),
+        model=DecoderConfig(**{**vars(MODEL), "vocab_size": VOCAB_SIZE}),
         optimizer=OptimizerConfig(learning_rate=3e-2),
         steps=30,
         batch_size=8,
@@ -483,6 +459,4 @@ def test_rows_without_documents_are_no_seeds(made, tmp_path):
 
 
 def without_documents(directory):
-    from made_rows import sentences, write_rows_artefact
-
     return write_rows_artefact(directory, "rows/bare", {"bare": list(sentences(3, 64, 0))})

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -284,47 +281,3 @@ def test_schedule_and_decay_mask():
     assert float(rate(100)) == pytest.approx(0.5)
     mask = decayed({"mlp": {"up": 1}, "norm": {"scale": 1}})
     assert mask == {"mlp": {"up": True}, "norm": {"scale": False}}
-
-
-PROCESS = """
-import sys
-sys.path.insert(0, {tests!r})
-from etils import epath
-from sbp_jax.parallel import processes
-processes.start("127.0.0.1:{port}", {count}, int(sys.argv[1]))
-import test_train
-test_train.call(epath.Path({directory!r}), "several")
-"""
-
-
-def test_two_processes_learn_what_one_does(run_directory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = PROCESS.format(
-        tests=str(pathlib.Path(__file__).parent),
-        port=port,
-        count=2,
-        directory=str(run_directory),
-    )
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for index in range(2)
-    ]
-    deadline = time.monotonic() + 120
-    outputs = [child.communicate(timeout=deadline - time.monotonic())[0] for child in children]
-    assert [child.returncode for child in children] == [0, 0], b"\n".join(outputs).decode()
-    call(run_directory, "one")
-    found = [
-        [line["loss"] for line in metrics.read_metrics(run_directory / name) if "loss" in line]
-        for name in ("several", "one")
-    ]
-    assert len(found[0]) == 12
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
-    assert artifacts.read_manifest(run_directory / "several").counts["steps"] == 12

@@ -57,6 +57,9 @@ def write(directory: epath.Path, records: Sequence[Record], checkpoint: str) -> 
                 example = {**dataclasses.asdict(record), "checkpoint": checkpoint}
                 del example["rejected_by"]
                 serialized = features.serialize_example(features.encode_example(example))
+                # A protocol buffer's map has another order in every process unless told.
+                parsed = tf.train.Example.FromString(serialized)
+                serialized = parsed.SerializeToString(deterministic=True)
                 writer.write(serialized)
                 size += len(serialized)
         lengths.append(len(part))

@@ -1,0 +1,106 @@
+"""Two processes on loopback pretrain and then synthesize, as two hosts would."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from made_rows import write_text_run
+
+from sbp_jax import artifacts
+from sbp_jax.train import metrics
+
+GIN = """
+train.rows = 'rows/real'
+train.model = @DecoderConfig()
+train.optimizer = @OptimizerConfig()
+train.steps = 12
+train.batch_size = 8
+train.dropout = 0.1
+train.log_every = 1
+train.checkpoint_every = 6
+DecoderConfig.vocab_size = 320
+DecoderConfig.width = 16
+DecoderConfig.layers = 2
+DecoderConfig.heads = 4
+DecoderConfig.kv_heads = 2
+DecoderConfig.head_size = 8
+DecoderConfig.hidden = 32
+DecoderConfig.dtype = 'float32'
+OptimizerConfig.learning_rate = 3e-2
+synthesize.tokens = 1500
+synthesize.seed_length = 10
+synthesize.max_length = 24
+synthesize.slots = 4
+synthesize.prefill_rows = 4
+synthesize.documents_per_shard = 5
+synthesize.checkpoint = 'several'
+FilterConfig.min_words = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = write_text_run(tmp_path_factory.mktemp("run"))
+    (directory / "run.gin").write_text(GIN)
+    return directory
+
+
+def sbp(directory, *arguments: str, processes: int) -> None:
+    """Runs a stage in so many processes, of two devices each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sbp_jax.cli", *arguments, f"--run_dir={directory}"]
+    command.append(f"--gin_file={directory / 'run.gin'}")
+    job = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
+    }
+    children = [
+        subprocess.Popen(
+            [*command, *([*job, f"--process_id={index}"] if processes > 1 else [])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for index in range(processes)
+    ]
+    deadline = time.monotonic() + 200
+    try:
+        outputs = [child.communicate(timeout=deadline - time.monotonic())[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert not any(child.returncode for child in children), b"\n".join(outputs).decode()
+
+
+def losses(directory) -> list[float]:
+    return [line["loss"] for line in metrics.read_metrics(directory) if "loss" in line]
+
+
+def test_two_processes_learn_and_write_what_one_does(run):
+    sbp(run, "train", "--scope=several", processes=2)
+    sbp(run, "train", "--scope=one", processes=1)
+    assert len(losses(run / "one")) == 12
+    np.testing.assert_allclose(losses(run / "several"), losses(run / "one"), rtol=1e-5)
+    sbp(run, "synthesize", "--scope=by_several", processes=2)
+    sbp(run, "synthesize", "--scope=by_one", processes=1)
+    several, one = (
+        {
+            path.name: path.read_bytes()
+            for path in (run / scope).iterdir()
+            if path.name not in (artifacts.MANIFEST, artifacts.OPERATIVE_CONFIG)
+        }
+        for scope in ("by_several", "by_one")
+    )
+    assert several == one
+    assert artifacts.read_manifest(run / "by_several").counts["tokens"] >= 1500
