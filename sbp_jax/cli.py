@@ -11,7 +11,6 @@ import argparse
 import difflib
 import errno
 import importlib
-import logging as python_logging
 import os
 import re
 import sys
@@ -114,24 +113,19 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 
 def _start_logging(verbosity: str) -> None:
-    """absl's log on stderr; of other libraries' notes only errors, or all with debug."""
+    """absl's log on stderr. Other libraries' true errors are exceptions; their notes need debug."""
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()  # absl warns of logs before its own flags are parsed
     logging.use_absl_handler()
     logging.set_verbosity(verbosity)
     logging.set_stderrthreshold(verbosity)
-    if verbosity != "debug":
-        # TensorFlow calls a machine without a GPU an error; its true errors are exceptions.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if verbosity == "debug":
+        return
+    # TensorFlow calls a machine without a GPU an error. JAX has set 1, unless the user set another.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     ours = tuple(os.path.dirname(importlib.import_module(name).__file__ or "") for name in OURS)
-    logging.get_absl_handler().addFilter(
-        lambda record: (
-            verbosity == "debug"
-            or record.pathname.startswith(ours)
-            # gin calls each folder that it looks in before it finds a file an error
-            or (record.levelno >= python_logging.ERROR and record.module != "resource_reader")
-        )
-    )
+    logging.get_absl_handler().addFilter(lambda record: record.pathname.startswith(ours))
 
 
 def _arguments(flags: argparse.Namespace, bindings: Sequence[str]) -> tuple[str, ...]:

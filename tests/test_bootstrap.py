@@ -25,6 +25,7 @@ from sbp_jax.text.shingles import containment, shingles
 GIN = """
 include 'models/tiny.gin'
 include 'stages/bootstrap.gin'
+include 'hardware/cpu.gin'
 import tasks.folder
 
 folder.directory = 'corpus'

@@ -90,8 +90,8 @@ def limits(results: Results) -> tuple[str, ...]:
         paragraphs.append(
             "The method was published for models of three billion parameters and more, trained "
             "on hundreds of billions of tokens. Tens of thousands of documents at most, and a "
-            "model this small, are far from that: what such a model writes tends to be poor, and "
-            "an earlier trial on real text of this size recovered a share near zero. A small or "
+            "model this small, are far from that: what such a model writes tends to be poor. "
+            "With other text, or another seed, the share may be near zero. A small or "
             "negative share here says nothing against the method at scale, and a large one "
             "nothing for it."
         )
