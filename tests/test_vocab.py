@@ -176,6 +176,17 @@ def test_the_stage_leaves_a_vocabulary_and_counts(run, task):
         vocab.vocab(run, task="vocab_documents:documents", size=420, character_coverage=1.0)
 
 
+def test_other_text_under_the_same_name_is_refused(run, task, monkeypatch):
+    name = task(TEXTS)
+    vocab.vocab(run, task=name, size=330, character_coverage=1.0)
+    from sbp_jax.data import tasks
+
+    real = tasks.fingerprint
+    monkeypatch.setattr(tasks, "fingerprint", lambda one: {**real(one), "content": "changed"})
+    with pytest.raises(UserError, match=r"corpora was .*, now .*changed"):
+        vocab.vocab(run, task=name, size=330, character_coverage=1.0)
+
+
 def test_the_stage_can_stop_after_so_many_documents(run, task):
     vocab.vocab(run, task=task(TEXTS), size=330, character_coverage=1.0, documents=4)
     assert artifacts.read_manifest(run.out).counts["documents"] == 4
