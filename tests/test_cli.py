@@ -134,9 +134,17 @@ def test_a_directory_of_another_configuration_is_refused(run_directory, capfd):
     assert artifacts.read_manifest(run_directory / "train") == before
 
 
-def test_no_space_left(run_directory, capfd, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), "metrics.jsonl"),
+        # As Orbax and ArrayRecord say it.
+        (ValueError("RESOURCE_EXHAUSTED: [errno 28] No space left on device"), "no space left"),
+    ],
+)
+def test_no_space_left(run_directory, capfd, monkeypatch, error, told):
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+        raise error
 
     arguments = ["train", "--gin_file=train.gin", f"--run_dir={run_directory}"]
     with monkeypatch.context() as patch:
@@ -144,7 +152,7 @@ def test_no_space_left(run_directory, capfd, monkeypatch):
         assert sbp(*arguments) == 1
     line = error_of(capfd)
     assert "no space left" in line
-    assert "metrics.jsonl" in line
+    assert told in line
     assert not (run_directory / "train").exists()
     assert sbp(*arguments) == 0
 

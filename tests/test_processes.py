@@ -1,7 +1,8 @@
-"""Two processes on loopback pretrain and then synthesize, as two hosts would."""
+"""Two processes on loopback pretrain, evaluate and synthesize, as two hosts would."""
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import socket
@@ -41,6 +42,8 @@ synthesize.slots = 4
 synthesize.prefill_rows = 4
 synthesize.documents_per_shard = 5
 synthesize.checkpoint = 'several'
+evaluate.checkpoint = 'several'
+evaluate.rows = 'rows/real'
 FilterConfig.min_words = 3
 """
 
@@ -92,6 +95,14 @@ def test_two_processes_learn_and_write_what_one_does(run):
     sbp(run, "train", "--scope=one", processes=1)
     assert len(losses(run / "one")) == 12
     np.testing.assert_allclose(losses(run / "several"), losses(run / "one"), rtol=1e-5)
+    for count, scope in ((2, "scores_of_several"), (1, "scores_of_one")):
+        sbp(run, "evaluate", f"--scope={scope}", processes=count)
+    scores = [
+        json.loads((run / scope / "scores.json").read_text())
+        for scope in ("scores_of_several", "scores_of_one")
+    ]
+    assert scores[0]["tokens"] == scores[1]["tokens"]
+    assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
     sbp(run, "synthesize", "--scope=by_several", processes=2)
     sbp(run, "synthesize", "--scope=by_one", processes=1)
     several, one = (
