@@ -316,7 +316,7 @@ def begin(
         )
     made = Stage(run.out, wanted, finished=False)
     identity = made.work / IDENTITY
-    if writer and not resumable and made.work.exists():
+    if writer and made.work.exists() and (not resumable or _has_only_begun(made.work)):
         made.work.rmtree()
     if identity.exists():
         fields = json.loads(identity.read_text())
@@ -382,6 +382,11 @@ def _strays(directory: epath.Path) -> list[epath.Path]:
         elif not (is_finished(entry) or (entry / IDENTITY).exists()):
             strays += _strays(entry)
     return strays
+
+
+def _has_only_begun(work: epath.Path) -> bool:
+    """Whether an attempt ended before it wrote anything, as one with a mistake in it does."""
+    return all(path.name in (IDENTITY, OPERATIVE_CONFIG) for path in work.iterdir())
 
 
 def _refuse_if_different(where: epath.Path, found: Manifest, wanted: Manifest) -> None:

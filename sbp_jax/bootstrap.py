@@ -125,9 +125,8 @@ def _print_summary(summary: dict, report: str) -> None:
             f"{name:<12} held-out loss {arm['heldout_loss']:.4f} nats/token, "
             f"{arm['heldout_bits_per_byte']:.4f} bits/byte"
         )
-    share = summary["oracle_gain_recovered"]
-    print(
-        "share of the oracle's gain recovered: "
-        + ("undefined" if share is None else f"{100 * share:.1f}%")
-    )
+    if {"sbp", "oracle"} <= set(summary["arms"]):
+        share = summary["oracle_gain_recovered"]
+        found = "undefined, the oracle gained nothing" if share is None else f"{100 * share:.1f}%"
+        print(f"share of the oracle's gain recovered: {found}")
     print(f"report: {report}")

@@ -58,13 +58,20 @@ def test_another_configuration_is_refused_with_both_hashes(tmp_path, finished):
     if finished:
         make(tmp_path, config={"length": 8, "model": {"width": 1}})
     else:
-        begin(tmp_path, config={"length": 8, "model": {"width": 1}}, resumable=True)
+        stage = begin(tmp_path, config={"length": 8, "model": {"width": 1}}, resumable=True)
+        (stage.work / "part").write_text("half")
     with pytest.raises(UserError) as caught:
         begin(tmp_path, config={"length": 8, "model": {"width": 2}}, resumable=True)
     assert "model.width was 1, now 2" in caught.value.message
     assert len(set(re.findall(r"\b[0-9a-f]{16}\b", caught.value.message))) == 2
     if finished:
         assert (tmp_path / "stage/file").read_text() == "content"
+
+
+def test_an_attempt_that_wrote_nothing_is_in_nobodys_way(tmp_path):
+    begin(tmp_path, config={"length": 8}, resumable=True)
+    begin(tmp_path, config={"length": 9}, resumable=True).commit({})
+    assert artifacts.read_manifest(tmp_path / "stage").config == {"length": 9}
 
 
 def test_other_inputs_and_other_code_are_refused(tmp_path, monkeypatch):
@@ -88,6 +95,7 @@ def test_what_was_interrupted_goes_on_or_begins_anew(tmp_path):
 
 def test_time_adds_up_over_attempts(tmp_path):
     stage = begin(tmp_path, resumable=True)
+    (stage.work / "part").write_text("half")
     stage._started -= 5
     stage.save_time()
     stage._started -= 3  # lost: the process is killed before it saves
