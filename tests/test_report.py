@@ -394,7 +394,7 @@ def test_every_part_is_on_the_page(full):
         "repetition <b> 3",
         "10 documents, 400 tokens. They ended by length 50%, stop 50%",
         "differences of about 0.01 nats per token lie within seed noise at this scale",
-        "recovered a share near zero",
+        "says nothing against the method at scale",
         "were tuned alike",
         "All arms were trained and scored with the same settings",
     ):
@@ -740,9 +740,9 @@ def test_a_large_run_is_not_excused_as_small():
     large = results.Results(
         tuple(dataclasses.replace(arm, parameters=3_000_000_000) for arm in small.arms)
     )
-    assert "recovered a share near zero" in " ".join(verdict.limits(small))
+    assert "says nothing against the method at scale" in " ".join(verdict.limits(small))
     said = " ".join((*verdict.limits(large), *verdict.verdict(large).sentences))
-    assert "near zero" not in said
+    assert "at scale" not in said
     assert "0.01" not in said
     assert "3B parameters" in said
 

@@ -91,7 +91,7 @@ def limits(results: Results) -> tuple[str, ...]:
             "The method was published for models of three billion parameters and more, trained "
             "on hundreds of billions of tokens. Tens of thousands of documents at most, and a "
             "model this small, are far from that: what such a model writes tends to be poor. "
-            "With other text, or another seed, the share may be near zero. A small or "
+            "With other text, or another seed, the share may be another. A small or "
             "negative share here says nothing against the method at scale, and a large one "
             "nothing for it."
         )
