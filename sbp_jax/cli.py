@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import absl.flags
 import gin
+import jax
 from absl import logging
 from etils import epath
 
@@ -40,6 +41,8 @@ STAGES = {
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
 }
+# What the processes of a job may run together; of the others each would write the same files.
+OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
 RUN_DIR_MACRO = "RUN_DIR"
 OURS = ("sbp_jax", "tasks")
 
@@ -108,6 +111,11 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
         )
     processes.keep_compiled_programs()
     processes.start(flags.coordinator, flags.num_processes, flags.process_id)
+    if flags.stage not in OF_SEVERAL_PROCESSES and jax.process_count() > 1:
+        raise UserError(
+            f"runs in one process, and this job has {jax.process_count()}: start it on one host, "
+            "without --coordinator"
+        )
     with gin.config_scope(run.scope):
         functions[flags.stage](run)
 

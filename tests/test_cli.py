@@ -157,6 +157,12 @@ def test_no_space_left(run_directory, capfd, monkeypatch, error, told):
     assert sbp(*arguments) == 0
 
 
+def test_a_stage_of_one_process_is_not_run_by_several(run_directory, capfd, monkeypatch):
+    monkeypatch.setattr(cli.jax, "process_count", lambda: 2)
+    assert sbp("report", "--gin_file=train.gin", f"--run_dir={run_directory}") == 2
+    assert "start it on one host, without --coordinator" in error_of(capfd)
+
+
 def test_a_failure_is_one_and_says_what(run_directory, capfd, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("the device is on fire")
