@@ -12,7 +12,8 @@ demo: $(READY)
 	$(BIN)/sbp bootstrap --gin_file=experiments/pydocs.gin
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	# What a module makes once for its tests is made once: a module stays with one worker.
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

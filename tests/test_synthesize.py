@@ -29,6 +29,8 @@ from sbp_jax.text.shingles import shingles
 from sbp_jax.train.optimizer import OptimizerConfig
 from sbp_jax.train.stage import train
 
+pytestmark = pytest.mark.usefixtures("compiled_for_users")
+
 EOS = 1
 MODEL = DecoderConfig(
     vocab_size=64, width=16, layers=2, heads=4, kv_heads=2, head_size=8, hidden=32, dtype="float32"
@@ -49,7 +51,7 @@ SAMPLER = SamplerConfig(
 def parameters(seed: int = 0):
     """Random, and larger than at the start of training, so that logits differ."""
     made = nnx.to_pure_dict(nnx.state(initialise(MODEL, jax.random.key(seed))))
-    return jax.tree.map(lambda a: 3 * a if a.ndim > 1 else a, made)
+    return jax.tree.map(lambda a: 1.5 * a if a.ndim > 1 else a, made)
 
 
 def requests(count: int) -> list[Request]:

@@ -219,8 +219,11 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         V, D = config.vocab_size, config.width
+        # Of the size of what the blocks add to it, or a token's identity is lost among them for
+        # hundreds of steps; a tied one makes logits too, which must start small.
+        scale = D**-0.5 if config.tied else 1.0
         self.embedding = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (V, D)), axes=("vocab", "embed")
+            scale * jax.random.normal(rngs.params(), (V, D)), axes=("vocab", "embed")
         )
         keys = jax.random.split(rngs.params(), config.layers)
         graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
