@@ -137,7 +137,9 @@ def examples(task: seqio.Task, split: str) -> Iterator[dict[str, Any]]:
     """
     if split not in task.splits:
         raise UserError(f"task {task.name} has no split {split!r}: expected one of {task.splits}")
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
+    dataset = task.get_dataset(
+        sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
+    )
     yield from dataset.as_numpy_iterator()
 
 

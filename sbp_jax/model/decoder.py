@@ -10,6 +10,7 @@ B batch, L length, D width, N heads, K key/value heads, H head size, F hidden, V
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,6 +144,21 @@ def matrix(
     return nnx.Param(values * (gain * inputs**-0.5), axes=tuple(axes))
 
 
+def project(x: jax.Array, weights: jax.Array, inputs: int = 1, dtype: Any = None) -> jax.Array:
+    """Matrix product of the last `inputs` dimensions of x with the first ones of the weights.
+
+    The result is of `dtype`, by default that of x, in which the weights are multiplied.
+
+    One product over all tokens, of two flat matrices: for operands of more dimensions XLA chooses
+    layouts on a CPU in which the gradients take three times as long.
+    """
+    outer, inner = x.shape[: x.ndim - inputs], weights.shape[inputs:]
+    size = math.prod(weights.shape[:inputs])
+    weights = weights.astype(x.dtype).reshape(size, -1)
+    flat = jnp.matmul(x.reshape(-1, size), weights, preferred_element_type=dtype)
+    return flat.reshape(*outer, *inner)
+
+
 class Attention(nnx.Module):
     """Projections around attention; what the queries may look at is the caller's business."""
 
@@ -160,16 +176,15 @@ class Attention(nnx.Module):
         self.qk_norm, self.theta = c.qk_norm, c.rope_theta
 
     def __call__(self, x_BLD: jax.Array, positions_BL: jax.Array, attend: Callable) -> jax.Array:
-        dtype = x_BLD.dtype
-        q_BLNH = jnp.einsum("bld,dnh->blnh", x_BLD, self.query[...].astype(dtype))
-        k_BLKH = jnp.einsum("bld,dkh->blkh", x_BLD, self.key[...].astype(dtype))
-        v_BLKH = jnp.einsum("bld,dkh->blkh", x_BLD, self.value[...].astype(dtype))
+        q_BLNH = project(x_BLD, self.query[...])
+        k_BLKH = project(x_BLD, self.key[...])
+        v_BLKH = project(x_BLD, self.value[...])
         if self.qk_norm:
             q_BLNH, k_BLKH = self.query_norm(q_BLNH), self.key_norm(k_BLKH)
         q_BLNH = rotate(q_BLNH, positions_BL, self.theta)
         k_BLKH = rotate(k_BLKH, positions_BL, self.theta)
         o_BLNH = attend(q_BLNH, k_BLKH, v_BLKH)
-        return jnp.einsum("blnh,nhd->bld", o_BLNH, self.out[...].astype(dtype))
+        return project(o_BLNH, self.out[...], inputs=2)
 
 
 class SwiGLU(nnx.Module):
@@ -182,11 +197,9 @@ class SwiGLU(nnx.Module):
         self.down = matrix(rngs, (F, D), ("mlp", "embed"), F, (2 * config.layers) ** -0.5)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        dtype = x_BLD.dtype
-        gate_BLF = jnp.einsum("bld,df->blf", x_BLD, self.gate[...].astype(dtype))
-        up_BLF = jnp.einsum("bld,df->blf", x_BLD, self.up[...].astype(dtype))
-        hidden_BLF = jax.nn.silu(gate_BLF) * up_BLF
-        return jnp.einsum("blf,fd->bld", hidden_BLF, self.down[...].astype(dtype))
+        gate_BLF = project(x_BLD, self.gate[...])
+        up_BLF = project(x_BLD, self.up[...])
+        return project(jax.nn.silu(gate_BLF) * up_BLF, self.down[...])
 
 
 class Block(nnx.Module):
@@ -300,12 +313,8 @@ class Decoder(nnx.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits float32 [..., V] of the last block's output [..., D]."""
-        x = self.final_norm(x)
-        if self.config.tied:
-            weights_VD = self.embedding[...].astype(x.dtype)
-            return jnp.einsum("...d,vd->...v", x, weights_VD, preferred_element_type=jnp.float32)
-        weights_DV = self.head[...].astype(x.dtype)
-        return jnp.einsum("...d,dv->...v", x, weights_DV, preferred_element_type=jnp.float32)
+        weights_DV = self.embedding[...].T if self.config.tied else self.head[...]
+        return project(self.final_norm(x), weights_DV, dtype=jnp.float32)
 
 
 # A key/value cache: for each layer keys and values, [S, M, K, H] each.
