@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-import gin
 from absl import logging
 
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
+from sbp_jax.settings import configurable
 
 ARMS = ("repetition", "sbp", "oracle")
 
@@ -79,7 +79,7 @@ class StageFailed(Exception):
         self.exit_code = exit_code if exit_code > 0 else 1
 
 
-@gin.configurable
+@configurable
 def bootstrap(run: artifacts.Run, *, arms: Sequence[str] = ARMS) -> None:
     """Runs all stages that the arms need, in order; those finished are passed over.
 

@@ -17,6 +17,7 @@ import sys
 import tokenize
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import absl.flags
 import gin
@@ -47,9 +48,16 @@ RUN_DIR_MACRO = "RUN_DIR"
 OURS = ("sbp_jax", "tasks")
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"sbp: {message}: `sbp --help` tells what there is\n")
+
+
+def parser() -> Parser:
     """The command line, but for `--gin.NAME=VALUE`, whose names only gin knows."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="sbp",
         description="Synthetic Bootstrapped Pretraining: one stage of a run, or all of them.",
         epilog="--gin.NAME=VALUE sets one value over the files, e.g. "
@@ -201,7 +209,7 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, bootstrap.StageFailed):
-        print(f"sbp {stage}: {error}", file=sys.stderr)
+        print(f"sbp {stage}: {_first_line(error)}", file=sys.stderr)  # gin appends lines
         return error.exit_code
     if isinstance(error, UserError):
         print(f"sbp {stage}: {error.message}", file=sys.stderr)

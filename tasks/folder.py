@@ -24,6 +24,7 @@ import gin
 from etils import epath
 
 from sbp_jax.errors import UserError
+from sbp_jax.settings import configurable
 from sbp_jax.text.splits import deal
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Corpus(NamedTuple):
     fingerprint: str
 
 
-@gin.configurable
+@configurable
 def folder(
     *,
     directory: str = gin.REQUIRED,

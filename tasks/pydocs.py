@@ -59,7 +59,7 @@ class Settings:
     threshold: float = 0.5
     heldout_share: float = 0.03
     dev_share: float = 0.01
-    train_share: float = 0.0055
+    train_share: float = 0.008
     project: str = docstrings.PROJECT
 
     def __post_init__(self):

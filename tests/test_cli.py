@@ -63,6 +63,15 @@ def error_of(capfd) -> str:
         (["train", "--gin_file=train.gin", "--gin.train.stpes=3"], "stpes"),
         (["train", "--gin_file=train.gin", "--gin.trian.steps=3"], "trian"),
         (["train", "--gin_file=train.gin", "--gin.train.steps=[3"], "gin:"),
+        (
+            ["train", "--gin_file=train.gin", "--gin.train.steps='3'"],
+            "train.steps = '3': expected int",
+        ),
+        (["train", "--gin_file=train.gin", "--gin.train.mesh=1"], "train.mesh = 1: expected"),
+        (
+            ["train", "--gin_file=train.gin", "--gin.DecoderConfig.width=1.5"],
+            "DecoderConfig.width = 1.5: expected int",
+        ),
         (["train", "--gin_file=train.gin", "--gin.train.steps=%gin.REQUIRED"], "train.steps"),
         (["train", "--gin_file=train.gin", "--gin.train.steps=%NOWHERE"], "NOWHERE"),
         (["train", "--gin_file=train.gin", "--gin.train.rows='rows/none'"], "rows/none holds no"),
@@ -172,9 +181,21 @@ def test_a_failure_is_one_and_says_what(run_directory, capfd, monkeypatch):
     assert "the device is on fire" in error_of(capfd)
 
 
-def test_help_and_unknown_flags():
-    for arguments, code in ((["--help"], 0), (["train", "--no_such_flag=1"], 2)):
-        done = subprocess.run(
-            [sys.executable, "-m", "sbp_jax.cli", *arguments], capture_output=True, check=False
-        )
-        assert done.returncode == code
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--help"], 0, ""),
+        (["train", "--no_such_flag=1"], 2, "--no_such_flag=1"),
+        ([], 2, "required: stage"),
+    ],
+)
+def test_help_and_unknown_flags(arguments, code, told):
+    done = subprocess.run(
+        [sys.executable, "-m", "sbp_jax.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if told else 0)

@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "sbp_jax"
 # Lower rooms first; a room imports only from those before it.
 FLOORS = [
     {"errors", "progress"},
+    {"settings"},
     {"artifacts"},
     {"parallel"},
     {"text", "model"},

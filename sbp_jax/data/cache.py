@@ -16,6 +16,7 @@ from sbp_jax.data import rows as row_format
 from sbp_jax.data.documents import FILE, Document, DocumentWriter
 from sbp_jax.errors import UserError
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 
 IDS_SHOWN = 10
 
@@ -43,7 +44,7 @@ class SourceCounts:
             entry["ids"].append(document_id)
 
 
-@gin.configurable
+@configurable
 def cache(
     run: artifacts.Run,
     *,

@@ -22,6 +22,7 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 
 FILE = "vocab.model"
 PAD, EOS, UNK, BOS = 0, 1, 2, 3
@@ -34,7 +35,7 @@ _LONGEST_LINE = 1000  # characters; training time grows faster than the length o
 _LEAST = 4 + 256 + 1  # special ids, bytes and the line break
 
 
-@gin.configurable
+@configurable
 def vocab(
     run: artifacts.Run,
     *,

@@ -17,12 +17,13 @@ from sbp_jax.data.rows import Row, RowSource, open_rows
 from sbp_jax.parallel import processes
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 from sbp_jax.train.step import make_evaluation_step, parameter_shardings
 
 SCORES = "scores.json"
 
 
-@gin.configurable
+@configurable
 def evaluate(
     run: artifacts.Run,
     *,

@@ -22,6 +22,7 @@ from flax import nnx
 from sbp_jax.errors import UserError
 from sbp_jax.model.attention import attention, cache_mask, segment_mask
 from sbp_jax.parallel.mesh import Layout
+from sbp_jax.settings import configurable
 
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -30,7 +31,7 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Shape and numerics of a decoder.

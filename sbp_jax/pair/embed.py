@@ -15,9 +15,10 @@ from sbp_jax import artifacts
 from sbp_jax.data.documents import Documents
 from sbp_jax.errors import UserError
 from sbp_jax.pair.embedders import Embedder
+from sbp_jax.settings import configurable
 
 
-@gin.configurable
+@configurable
 def embed(
     run: artifacts.Run,
     *,

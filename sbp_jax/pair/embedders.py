@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from sbp_jax.data.vocab import load
 from sbp_jax.errors import UserError
 from sbp_jax.model.decoder import structure
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 
 # Words, and the parts of identifiers: `cumulative_sum` and `CumulativeSum` share both.
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -44,7 +44,7 @@ class Embedder(Protocol):
         ...
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class TfidfEmbedder:
     """TF-IDF over words, reduced by truncated SVD (latent semantic analysis).
@@ -99,7 +99,7 @@ class TfidfEmbedder:
         return lambda texts: unit(svd.transform(vectorizer.transform(texts)))
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class ActivationEmbedder:
     """The language model's own activations of one layer, pooled over a document's tokens.

@@ -17,13 +17,14 @@ from sbp_jax.pair import pairs as pairs_module
 from sbp_jax.pair import search
 from sbp_jax.pair.embed import read_vectors
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 from sbp_jax.text.shingles import containment, shingles
 
 PAIRS = "pairs.array_record"
 STATISTICS = "statistics.json"
 
 
-@gin.configurable
+@configurable
 def pair(
     run: artifacts.Run,
     *,

@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import gin
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sbp_jax.errors import UserError
+from sbp_jax.settings import configurable
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -30,7 +30,7 @@ DEFAULT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """The shape of the mesh and the rules that lay arrays on it.

@@ -11,6 +11,7 @@ from etils import epath
 
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
+from sbp_jax.settings import configurable
 
 PAGE = "report.html"
 SUMMARY = "summary.json"
@@ -19,7 +20,7 @@ ARM_PARTS = ("train", "scores")
 CODE = ("sbp_jax.report", "sbp_jax.data.documents")
 
 
-@gin.configurable
+@configurable
 def report(
     run: artifacts.Run,
     *,

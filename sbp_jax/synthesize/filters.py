@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-import gin
 import numpy as np
 
+from sbp_jax.settings import configurable
 from sbp_jax.text.repetition import repetition
 from sbp_jax.text.shingles import containment, shingles, words
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
     """Limits of what is kept. The paper has a rule-based repetition filter; the limits are ours.

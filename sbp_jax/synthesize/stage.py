@@ -22,6 +22,7 @@ from sbp_jax.data.vocab import load
 from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 from sbp_jax.synthesize import filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
@@ -33,7 +34,7 @@ REJECTS = "rejects.json"
 REJECTED = "rejected.jsonl"
 
 
-@gin.configurable
+@configurable
 def synthesize(
     run: artifacts.Run,
     *,

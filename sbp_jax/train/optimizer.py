@@ -9,9 +9,10 @@ import jax
 import optax
 
 from sbp_jax.errors import UserError
+from sbp_jax.settings import configurable
 
 
-@gin.configurable
+@configurable
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """How parameters are updated.

@@ -20,6 +20,7 @@ from sbp_jax.model.decoder import DecoderConfig, parameter_count, train_flops_pe
 from sbp_jax.parallel import processes
 from sbp_jax.parallel.mesh import Layout, MeshConfig, make_layout
 from sbp_jax.progress import progress
+from sbp_jax.settings import configurable
 from sbp_jax.train.metrics import MetricsWriter, peak_flops
 from sbp_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from sbp_jax.train.step import (
@@ -33,7 +34,7 @@ from sbp_jax.train.step import (
 )
 
 
-@gin.configurable
+@configurable
 def train(
     run: artifacts.Run,
     *,
