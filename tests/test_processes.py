@@ -55,8 +55,8 @@ def run(tmp_path_factory):
     return directory
 
 
-def sbp(directory, *arguments: str, processes: int) -> None:
-    """Runs a stage in so many processes, of two devices each."""
+def start(directory, *arguments: str, processes: int) -> list[subprocess.Popen]:
+    """Starts a stage in so many processes, of two devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -68,7 +68,7 @@ def sbp(directory, *arguments: str, processes: int) -> None:
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
     }
-    children = [
+    return [
         subprocess.Popen(
             [*command, *([*job, f"--process_id={index}"] if processes > 1 else [])],
             env=environment,
@@ -77,17 +77,45 @@ def sbp(directory, *arguments: str, processes: int) -> None:
         )
         for index in range(processes)
     ]
+
+
+def sbp(directory, *arguments: str, processes: int) -> str:
+    """Runs a stage in so many processes to its end; returns what they said."""
+    children = start(directory, *arguments, processes=processes)
     deadline = time.monotonic() + 200
     try:
         outputs = [child.communicate(timeout=deadline - time.monotonic())[0] for child in children]
     finally:
         for child in children:
             child.kill()
-    assert not any(child.returncode for child in children), b"\n".join(outputs).decode()
+    said = b"\n".join(outputs).decode()
+    assert not any(child.returncode for child in children), said
+    return said
 
 
 def losses(directory) -> list[float]:
     return [line["loss"] for line in metrics.read_metrics(directory) if "loss" in line]
+
+
+def test_what_two_processes_began_one_ends(run):
+    """Killed after a checkpoint; the rest of the steps read the same rows on one host."""
+    longer = ("--gin.train.steps=60", "--gin.train.checkpoint_every=10")
+    children = start(run, "train", "--scope=moved", *longer, processes=2)
+    try:
+        deadline = time.monotonic() + 200
+        while not (run / "moved.partial/checkpoints/10").exists():
+            assert all(child.poll() is None for child in children)
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    assert not (run / "moved").exists()
+    assert "goes on from step" in sbp(run, "train", "--scope=moved", *longer, processes=1)
+    sbp(run, "train", "--scope=stayed", *longer, processes=1)
+    assert len(losses(run / "moved")) == 60
+    np.testing.assert_allclose(losses(run / "moved"), losses(run / "stayed"), rtol=1e-4)
 
 
 def test_two_processes_learn_and_write_what_one_does(run):
