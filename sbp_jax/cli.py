@@ -12,6 +12,7 @@ import difflib
 import errno
 import importlib
 import os
+import pathlib
 import re
 import sys
 import tokenize
@@ -46,6 +47,7 @@ STAGES = {
 OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
 RUN_DIR_MACRO = "RUN_DIR"
 OURS = ("sbp_jax", "tasks")
+SHIPPED_GIN = pathlib.Path(__file__).parent.parent / "gin"  # of the checkout that is installed
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +74,8 @@ def parser() -> Parser:
         "--gin_search_path",
         action="append",
         default=[],
-        help="where gin files and their includes are looked for, after the current folder and gin/",
+        help="where gin files and their includes are looked for, after the current folder and gin/ "
+        "in it, and before the project's own gin/",
     )
     result.add_argument("--scope", help="gin scope, and the artefact's place in the run directory")
     result.add_argument("--run_dir", help=f"the run's directory (in gin: {RUN_DIR_MACRO})")
@@ -167,7 +170,7 @@ def configure(
       UserError: a file is missing, or a name or a value in it is wrong.
     """
     logging.debug("gin files %s, bindings %s", files, bindings)
-    for path in ("gin", *search_paths):
+    for path in ("gin", *search_paths, str(SHIPPED_GIN)):
         gin.add_config_file_search_path(path)
     overrides = [*bindings, *([f"{RUN_DIR_MACRO} = {run_dir!r}"] if run_dir else [])]
     try:

@@ -125,7 +125,6 @@ def run(tmp_path_factory):
     (root / "my_tasks.py").write_text(MY_TASKS)
     (root / "experiment.gin").write_text(GIN)
     repository = pathlib.Path(__file__).parent.parent
-    (root / "gin").symlink_to(repository / "gin")
     # One device: eight virtual ones on two cores only take longer.
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(repository)}
     options = {"cwd": root, "env": environment, "stdout": subprocess.PIPE, "text": True}
