@@ -23,6 +23,15 @@ def keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
+def make_cpu_devices(count: int) -> None:
+    """Makes so many devices of the CPU, unless XLA_FLAGS say how many there are.
+
+    To be called before JAX is asked for any device.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", count)
+
+
 def start(
     coordinator: str | None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:

@@ -53,6 +53,7 @@ def synthesize(
     slots: int = 64,
     prefill_rows: int = 16,
     block: int = 16,
+    cpu_devices: int | None = None,
     seed: int = 0,
 ) -> None:
     """Writes a corpus and leaves it as a TFDS dataset.
@@ -78,6 +79,8 @@ def synthesize(
       slots: documents at work at a time on each device.
       prefill_rows: prompts read at a time.
       block: decode steps between two looks at which documents have ended.
+      cpu_devices: on a CPU, how many devices to make of it, a replica each, since one replica of a
+        small model keeps one core busy; None for JAX's own number.
       seed: of all random draws.
     """
     filter = filter or FilterConfig()
@@ -94,9 +97,12 @@ def synthesize(
         ("slots", slots),
         ("prefill_rows", prefill_rows),
         ("block", block),
+        ("cpu_devices", cpu_devices),
     ):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"synthesize.{name} = {value}: expected at least 1")
+    if cpu_devices is not None:
+        processes.make_cpu_devices(cpu_devices)
     paths = {
         "checkpoint": run.path(checkpoint),
         "seeds": run.path(seeds),
