@@ -34,9 +34,13 @@ def _checked(function: Callable, name: str, annotated: Any) -> Callable:
         expected = _annotations(annotated)
         for key, value in signature.bind_partial(*args, **kwargs).arguments.items():
             try:
-                typeguard.check_type(value, expected.get(key, Any))
+                typeguard.check_type(
+                    value,
+                    expected.get(key, Any),
+                    collection_check_strategy=typeguard.CollectionCheckStrategy.ALL_ITEMS,
+                )
             except typeguard.TypeCheckError as error:
-                wanted = inspect.formatannotation(expected[key])
+                wanted = inspect.formatannotation(expected[key]).replace("collections.abc.", "")
                 raise UserError(f"{name}.{key} = {value!r}: expected {wanted}") from error
         return function(*args, **kwargs)
 

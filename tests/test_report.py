@@ -597,7 +597,7 @@ def test_lineage_names_makers_before_what_was_made(full):
         ({}, "at least one arm"),
         ({"x": {"train": "nothing", "scores": "nowhere"}}, "holds none of the arms x"),
         ({"sbp": {"train": "joint"}}, "'sbp' has .* expected its artefacts"),
-        ({"sbp": "joint"}, "'sbp' has 'joint'"),
+        ({"sbp": "joint"}, r"report.arms = \{'sbp': 'joint'\}: expected Mapping\[str, Mapping"),
         ({"sbp": {"train": "joint", "scores": "nowhere"}}, "nowhere holds no finished artefact"),
     ],
 )

@@ -87,10 +87,10 @@ def _arm_paths(
     run: artifacts.Run, arms: Mapping[str, Mapping[str, str]]
 ) -> dict[str, dict[str, epath.Path]]:
     example = '{"repetition": {"train": "pretrain", "scores": "evaluate/repetition"}}'
-    if not isinstance(arms, Mapping) or not arms:
+    if not arms:
         raise UserError(f"report.arms is {arms!r}, expected at least one arm, e.g. {example}")
     for arm, paths in arms.items():
-        if not isinstance(paths, Mapping) or sorted(paths) != sorted(ARM_PARTS):
+        if sorted(paths) != sorted(ARM_PARTS):
             raise UserError(
                 f"report.arms: {arm!r} has {paths!r}, expected its artefacts `train` and `scores`, "
                 f"e.g. {example}"
