@@ -27,7 +27,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def compiled_for_users():
-    """Programs as users run them, for tests of what is promised to the last bit."""
+    """Programs compiled as for users, in this process; child processes still compile fast."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
