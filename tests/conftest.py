@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, programs that compile fast, and a clean gin for every test."""
+"""Eight virtual CPU devices, one compilation cache, and a clean gin for every test."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Most programs here run a few times: compiling them takes far longer than running them.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-
 # What one test has compiled no other compiles again, other workers and child processes included.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="sbp-jax-compiled-")
@@ -21,16 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import gin
-import jax
 import pytest
-
-
-@pytest.fixture(scope="module")
-def compiled_for_users():
-    """Programs compiled as for users, in this process; child processes still compile fast."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,6 @@ from sbp_jax.errors import UserError
 from sbp_jax.model import decoder as decoder_module
 from sbp_jax.model.decoder import Decoder, DecoderConfig, Dropout, Unstacked, empty_cache
 
-pytestmark = pytest.mark.usefixtures("compiled_for_users")
-
 CONFIG = DecoderConfig(
     vocab_size=61,
     width=32,

@@ -29,8 +29,6 @@ from sbp_jax.text.shingles import shingles
 from sbp_jax.train.optimizer import OptimizerConfig
 from sbp_jax.train.stage import train
 
-pytestmark = pytest.mark.usefixtures("compiled_for_users")
-
 EOS = 1
 MODEL = DecoderConfig(
     vocab_size=64, width=16, layers=2, heads=4, kv_heads=2, head_size=8, hidden=32, dtype="float32"

@@ -94,7 +94,6 @@ def test_loss_and_update_do_not_depend_on_mesh_or_accumulation(run_directory):
         (MeshConfig(data=8), 8, 1),
         (MeshConfig(data=1, fsdp=8), 8, 1),
         (MeshConfig(data=2, fsdp=2, tensor=2), 8, 2),
-        (ONE_DEVICE, 1, 4),
         (ONE_DEVICE, 1, 16),
     ]
     for mesh, devices, accumulation_steps in layouts:
