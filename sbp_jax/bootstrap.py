@@ -64,19 +64,20 @@ STAGES = (
 
 
 class StageFailed(Exception):
-    """A child process ended with an error, which it has told already.
+    """A child process ended without success.
 
     Attributes:
       exit_code: the bootstrap ends as the child did; 1 if a signal ended that.
+      told: whether the child has said why, so that nothing is left to say.
     """
 
     def __init__(self, call: StageCall, exit_code: int):
-        how = f"exit code {exit_code}" if exit_code > 0 else f"ended by signal {-exit_code}"
         super().__init__(
-            f"sbp {call.command} --scope={call.scope} did not finish ({how}): "
+            f"sbp {call.command} --scope={call.scope} was ended by signal {-exit_code}: "
             "the same command goes on from there"
         )
-        self.exit_code = exit_code if exit_code > 0 else 1
+        self.told = exit_code > 0
+        self.exit_code = exit_code if self.told else 1
 
 
 @configurable

@@ -212,7 +212,8 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, bootstrap.StageFailed):
-        print(f"sbp {stage}: {_first_line(error)}", file=sys.stderr)  # gin appends lines
+        if not error.told:
+            print(f"sbp {stage}: {_first_line(error)}", file=sys.stderr)  # gin appends lines
         return error.exit_code
     if isinstance(error, UserError):
         print(f"sbp {stage}: {error.message}", file=sys.stderr)

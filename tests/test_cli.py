@@ -6,6 +6,7 @@ import errno
 import pathlib
 import subprocess
 import sys
+import types
 
 import gin
 import pytest
@@ -179,6 +180,19 @@ def test_a_failure_is_one_and_says_what(run_directory, capfd, monkeypatch):
     monkeypatch.setattr("sbp_jax.train.stage.make_layout", broken)
     assert sbp("train", "--gin_file=train.gin", f"--run_dir={run_directory}") == 1
     assert "the device is on fire" in error_of(capfd)
+
+
+def test_a_bootstrap_ends_as_its_stage_did(run_directory, capfd, monkeypatch):
+    arguments = ["bootstrap", "--gin_file=train.gin", f"--run_dir={run_directory}"]
+    assert sbp(*arguments, "--gin.vocab.task='nowhere:none'", "--gin.vocab.size=300") == 2
+    assert "nowhere" in error_of(capfd)
+
+    def killed(_):
+        return subprocess.Popen(["sh", "-c", "kill -9 $$"])
+
+    monkeypatch.setattr(cli.bootstrap, "subprocess", types.SimpleNamespace(Popen=killed))
+    assert sbp(*arguments) == 1
+    assert "sbp vocab --scope=vocab was ended by signal 9" in error_of(capfd)
 
 
 @pytest.mark.parametrize(
