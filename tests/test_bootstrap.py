@@ -108,7 +108,7 @@ def corpus() -> list[dict[str, str]]:
 
 
 # One device: eight virtual ones on two cores only take longer. What the programs compute is tested
-# elsewhere; here each runs a few times, and compiling it well would take far longer than running it.
+# elsewhere; here each runs a few times, and compiling it well takes far longer than running it.
 CHILDREN = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
