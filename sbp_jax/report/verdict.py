@@ -6,8 +6,9 @@ import dataclasses
 
 from sbp_jax.report.results import ORACLE, SBP, Results
 
-# Held-out losses of runs that differed in nothing but the seed lay about this far apart, in nats
-# per token, in trials with models of under a million parameters.
+# Held-out losses of runs that differed in nothing but the trainer's seed lay no further apart than
+# this, in nats per token: three seeds of each of two arms of gin/experiments/pydocs.gin, a model of
+# under a million parameters, spread over 0.006 and 0.007.
 SEED_NOISE = 0.01
 
 # Below this many parameters the page says what a small run cannot show.
