@@ -12,6 +12,7 @@ from flax import nnx
 
 from sbp_jax.errors import UserError
 from sbp_jax.model import decoder as decoder_module
+from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import Decoder, DecoderConfig, Dropout, Unstacked, empty_cache
 
 CONFIG = DecoderConfig(
@@ -40,20 +41,22 @@ def logits(model: Decoder, tokens, segments, positions, **options):
     return jax.jit(lambda *batch: model(*batch, **options))(tokens, segments, positions)
 
 
-def packed(seed: int = 0):
+def packed(seed: int = 0, length: int = 24):
     """Two rows of three segments and padding."""
     rng = np.random.default_rng(seed)
-    tokens_BL = rng.integers(0, 61, (2, 24))
-    segment_ids_L = np.array([1] * 7 + [2] * 9 + [3] * 5 + [0] * 3)
-    positions_L = np.concatenate([np.arange(n) for n in (7, 9, 5, 3)])
+    tokens_BL = rng.integers(0, 61, (2, length))
+    sizes = (7, 9, length - 19, 3)
+    segment_ids_L = np.repeat([1, 2, 3, 0], sizes)
+    positions_L = np.concatenate([np.arange(n) for n in sizes])
     return tokens_BL, np.tile(segment_ids_L, (2, 1)), np.tile(positions_L, (2, 1))
 
 
-@pytest.mark.parametrize("remat", ["none", "minimal", "full"])
-def test_a_segment_changes_no_bit_of_another(remat):
-    model = make(dataclasses.replace(CONFIG, remat=remat))
-    tokens, segments, positions = packed()
-    forward = jax.jit(lambda tokens: model(tokens, segments, positions))
+@pytest.mark.parametrize("backend", ["xla", "splash"])
+def test_a_segment_changes_no_bit_of_another(backend):
+    model = make()
+    tokens, segments, positions = packed(length=128)
+    compute = ComputeConfig(attention=backend)
+    forward = jax.jit(lambda tokens: model(tokens, segments, positions, compute=compute))
     before = np.asarray(forward(tokens))
     for changed in (1, 2, 3, 0):
         other = np.where(segments == changed, (tokens + 17) % 61, tokens)
@@ -144,7 +147,6 @@ def test_hidden_states_of_a_layer_stop_there():
     [
         ({"heads": 3}, "kv_heads"),
         ({"head_size": 7}, "head_size"),
-        ({"remat": "some"}, "remat"),
         ({"dtype": "int8"}, "dtype"),
     ],
 )

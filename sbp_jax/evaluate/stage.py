@@ -78,7 +78,7 @@ def evaluate(
                 )
             )
             one = evaluation_step(parameters, placed)
-            total, weight = total + float(one[0]), weight + float(one[1])
+            total, weight = total + float(one.loss), weight + float(one.weight)
         return total, weight
 
     found = {name: (source, *sums(source)) for name, source in data.sources.items()}

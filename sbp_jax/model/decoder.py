@@ -10,7 +10,6 @@ B batch, L length, D width, N heads, K key/value heads, H head size, F hidden, V
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,17 +17,13 @@ import gin
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sbp_jax.errors import UserError
-from sbp_jax.model.attention import attention, cache_mask, segment_mask
+from sbp_jax.model.attention import attention, cache_mask, packed_attention
+from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.parallel.mesh import Layout
 from sbp_jax.settings import configurable
-
-REMAT_POLICIES: dict[str, Any] = {
-    "none": None,
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 @configurable
@@ -49,8 +44,6 @@ class DecoderConfig:
       qk_norm: normalise queries and keys per head before the rotation.
       tied: the embedding serves as output layer too.
       dtype: of activations and matrix products; parameters are float32.
-      remat: what the backward pass recomputes: `none` (nothing), `minimal` (all but matrix
-        products), `full` (each block from its input).
     """
 
     vocab_size: int = gin.REQUIRED
@@ -65,7 +58,6 @@ class DecoderConfig:
     qk_norm: bool = True
     tied: bool = True
     dtype: str = "bfloat16"
-    remat: str = "none"
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -74,10 +66,6 @@ class DecoderConfig:
             )
         if self.head_size % 2:
             raise UserError(f"DecoderConfig: head_size = {self.head_size} must be even (rotation)")
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(
-                f"DecoderConfig: remat = {self.remat!r}: expected one of {list(REMAT_POLICIES)}"
-            )
         if self.dtype not in ("bfloat16", "float32", "float16"):
             raise UserError(f"DecoderConfig: dtype = {self.dtype!r}: bfloat16, float16 or float32")
 
@@ -112,22 +100,37 @@ def no_dropout(x_BLD: jax.Array) -> jax.Array:
     return x_BLD
 
 
-def rotate(x_BLNH: jax.Array, positions_BL: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, halves rotated against each other (arXiv 2104.09864)."""
-    half = x_BLNH.shape[-1] // 2
+def rotations(positions_BL: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and signed sines of the rotary embedding's angles, float32 [B, 1, L, H]."""
+    half = head_size // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles_BLH = positions_BL[..., None].astype(jnp.float32) * frequencies
-    cos, sin = jnp.cos(angles_BLH)[:, :, None], jnp.sin(angles_BLH)[:, :, None]
-    first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x_BLNH.dtype)
+    angles_B1LH = positions_BL[:, None, :, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles_B1LH), jnp.sin(angles_B1LH)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
+
+
+def rotate(x_BNLH: jax.Array, rotations_B1LH: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary position embedding, halves rotated against each other (arXiv 2104.09864)."""
+    cos_B1LH, sin_B1LH = rotations_B1LH
+    half = x_BNLH.shape[-1] // 2
+
+    def by_product(x):
+        # A TPU swaps its lanes faster, and as exactly, by a product with a permutation.
+        swap_HH = jnp.roll(jnp.eye(2 * half, dtype=x.dtype), half, axis=1)
+        return jnp.matmul(x, swap_HH, precision="highest")
+
+    def by_copy(x):
+        return jnp.roll(x, half, axis=-1)
+
+    swapped_BNLH = jax.lax.platform_dependent(x_BNLH, tpu=by_product, default=by_copy)
+    return (x_BNLH * cos_B1LH + swapped_BNLH * sin_B1LH).astype(x_BNLH.dtype)
 
 
 class RMSNorm(nnx.Module):
     """Division by the root mean square over the last dimension, in float32, times a scale."""
 
-    def __init__(self, size: int, epsilon: float, axis: str | None):
-        self.scale = nnx.Param(jnp.ones(size), axes=(axis,))
+    def __init__(self, size: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(size), axes=(None,))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -145,19 +148,14 @@ def matrix(
     return nnx.Param(values * (gain * inputs**-0.5), axes=tuple(axes))
 
 
-def project(x: jax.Array, weights: jax.Array, inputs: int = 1, dtype: Any = None) -> jax.Array:
-    """Matrix product of the last `inputs` dimensions of x with the first ones of the weights.
-
-    The result is of `dtype`, by default that of x, in which the weights are multiplied.
+def project(x: jax.Array, weights: jax.Array, dtype: Any = None) -> jax.Array:
+    """Matrix product of x [..., inputs] with weights [inputs, outputs], of `dtype` (default: x's).
 
     One product over all tokens, of two flat matrices: for operands of more dimensions XLA chooses
     layouts on a CPU in which the gradients take three times as long.
     """
-    outer, inner = x.shape[: x.ndim - inputs], weights.shape[inputs:]
-    size = math.prod(weights.shape[:inputs])
-    weights = weights.astype(x.dtype).reshape(size, -1)
-    flat = jnp.matmul(x.reshape(-1, size), weights, preferred_element_type=dtype)
-    return flat.reshape(*outer, *inner)
+    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weights, preferred_element_type=dtype)
+    return flat.reshape(*x.shape[:-1], -1)
 
 
 class Attention(nnx.Module):
@@ -172,20 +170,25 @@ class Attention(nnx.Module):
         residual_gain = (2 * c.layers) ** -0.5
         self.out = matrix(rngs, (N, H, D), ("heads", None, "embed"), N * H, residual_gain)
         if c.qk_norm:
-            self.query_norm = RMSNorm(H, c.norm_epsilon, None)
-            self.key_norm = RMSNorm(H, c.norm_epsilon, None)
-        self.qk_norm, self.theta = c.qk_norm, c.rope_theta
+            self.query_norm = RMSNorm(H, c.norm_epsilon)
+            self.key_norm = RMSNorm(H, c.norm_epsilon)
+        self.qk_norm = c.qk_norm
 
-    def __call__(self, x_BLD: jax.Array, positions_BL: jax.Array, attend: Callable) -> jax.Array:
-        q_BLNH = project(x_BLD, self.query[...])
-        k_BLKH = project(x_BLD, self.key[...])
-        v_BLKH = project(x_BLD, self.value[...])
+    def __call__(
+        self, x_BLD: jax.Array, rotations_B1LH: tuple[jax.Array, jax.Array], attend: Callable
+    ) -> jax.Array:
+        # Heads before positions, as the kernels want them: the products write them so at no cost.
+        q_BNLH = jnp.einsum("BLD,DNH->BNLH", x_BLD, self.query[...])
+        k_BKLH = jnp.einsum("BLD,DKH->BKLH", x_BLD, self.key[...])
+        v_BKLH = jnp.einsum("BLD,DKH->BKLH", x_BLD, self.value[...])
+        q_BNLH, k_BKLH = checkpoint_name(q_BNLH, "query"), checkpoint_name(k_BKLH, "key")
+        v_BKLH = checkpoint_name(v_BKLH, "value")
         if self.qk_norm:
-            q_BLNH, k_BLKH = self.query_norm(q_BLNH), self.key_norm(k_BLKH)
-        q_BLNH = rotate(q_BLNH, positions_BL, self.theta)
-        k_BLKH = rotate(k_BLKH, positions_BL, self.theta)
-        o_BLNH = attend(q_BLNH, k_BLKH, v_BLKH)
-        return project(o_BLNH, self.out[...], inputs=2)
+            q_BNLH, k_BKLH = self.query_norm(q_BNLH), self.key_norm(k_BKLH)
+        q_BNLH = checkpoint_name(rotate(q_BNLH, rotations_B1LH), "rotated_query")
+        k_BKLH = checkpoint_name(rotate(k_BKLH, rotations_B1LH), "rotated_key")
+        o_BNLH = checkpoint_name(attend(q_BNLH, k_BKLH, v_BKLH), "context")
+        return checkpoint_name(jnp.einsum("BNLH,NHD->BLD", o_BNLH, self.out[...]), "attention_out")
 
 
 class SwiGLU(nnx.Module):
@@ -198,32 +201,35 @@ class SwiGLU(nnx.Module):
         self.down = matrix(rngs, (F, D), ("mlp", "embed"), F, (2 * config.layers) ** -0.5)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        gate_BLF = project(x_BLD, self.gate[...])
-        up_BLF = project(x_BLD, self.up[...])
-        return project(jax.nn.silu(gate_BLF) * up_BLF, self.down[...])
+        gate_BLF = checkpoint_name(project(x_BLD, self.gate[...]), "gate")
+        up_BLF = checkpoint_name(project(x_BLD, self.up[...]), "up")
+        gated_BLF = checkpoint_name(jax.nn.silu(gate_BLF) * up_BLF, "gated")
+        return checkpoint_name(project(gated_BLF, self.down[...]), "mlp_out")
 
 
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each behind a norm and added to the stream."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
+        self.attention_norm = RMSNorm(config.width, config.norm_epsilon)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon, "embed")
+        self.mlp_norm = RMSNorm(config.width, config.norm_epsilon)
         self.mlp = SwiGLU(config, rngs)
 
     def __call__(
         self,
         x_BLD: jax.Array,
-        positions_BL: jax.Array,
+        rotations_B1LH: tuple[jax.Array, jax.Array],
         attend: Callable,
         dropout: Callable = no_dropout,
     ) -> jax.Array:
         first = second = dropout
         if isinstance(dropout, Dropout):
             first, second = dropout.fold_in(0), dropout.fold_in(1)
-        x_BLD += first(self.attention(self.attention_norm(x_BLD), positions_BL, attend))
-        x_BLD += second(self.mlp(self.mlp_norm(x_BLD)))
+        normed_BLD = checkpoint_name(self.attention_norm(x_BLD), "attention_in")
+        x_BLD += first(self.attention(normed_BLD, rotations_B1LH, attend))
+        normed_BLD = checkpoint_name(self.mlp_norm(x_BLD), "mlp_in")
+        x_BLD += second(self.mlp(normed_BLD))
         return x_BLD
 
 
@@ -243,35 +249,15 @@ class Decoder(nnx.Module):
         graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
         stacked = jax.vmap(lambda key: nnx.state(Block(config, nnx.Rngs(params=key))))(keys)
         self.blocks = nnx.merge(graph, stacked)
-        self.final_norm = RMSNorm(D, config.norm_epsilon, "embed")
+        self.final_norm = RMSNorm(D, config.norm_epsilon)
         if not config.tied:
             self.head = matrix(rngs, (D, V), ("embed", "vocab"), D)
 
     def __call__(
-        self,
-        tokens_BL: jax.Array,
-        segment_ids_BL: jax.Array,
-        positions_BL: jax.Array,
-        *,
-        dropout: Dropout | None = None,
-        layout: Layout | None = None,
+        self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, positions_BL: jax.Array, **options
     ) -> jax.Array:
-        """Training's forward pass over packed rows.
-
-        Args:
-          tokens_BL: int32, the inputs (targets shifted right within their segment).
-          segment_ids_BL: int32; a token sees earlier tokens of its own segment.
-          positions_BL: int32, from 0 within each segment.
-          dropout: None outside training.
-          layout: to which mesh the activations are held; None on one device.
-
-        Returns:
-          Logits, float32 [B, L, V].
-        """
-        x_BLD = self.hidden_states(
-            tokens_BL, segment_ids_BL, positions_BL, dropout=dropout, layout=layout
-        )
-        return self.logits(x_BLD)
+        """Logits, float32 [B, L, V], of packed rows; the arguments are those of `hidden_states`."""
+        return self.logits(self.hidden_states(tokens_BL, segment_ids_BL, positions_BL, **options))
 
     def hidden_states(
         self,
@@ -282,49 +268,85 @@ class Decoder(nnx.Module):
         layer: int | None = None,
         dropout: Dropout | None = None,
         layout: Layout | None = None,
+        compute: ComputeConfig | None = None,
     ) -> jax.Array:
-        """The residual stream [B, L, D] after `layer` blocks (all of them by default)."""
+        """Training's forward pass over packed rows, without the output layer.
+
+        Args:
+          tokens_BL: int32, the inputs (targets shifted right within their segment).
+          segment_ids_BL: int32; a token sees earlier tokens of its own segment.
+          positions_BL: int32, from 0 within each segment.
+          layer: after how many blocks to stop; None for all.
+          dropout: None outside training.
+          layout: to which mesh weights and activations are held; None on one device.
+          compute: how; by default as `ComputeConfig` has it.
+
+        Returns:
+          The residual stream [B, L, D].
+        """
+        c, compute = self.config, compute or ComputeConfig()
         constrain = layout.constrain if layout else (lambda x, *names: x)
-        mask_BLM = segment_mask(segment_ids_BL)
-        x_BLD = self.embed(tokens_BL)
+        rotations_B1LH = rotations(positions_BL, c.head_size, c.rope_theta)
+        attend = packed_attention(compute.attention, segment_ids_BL, layout)
+        x_BLD = self.embed(tokens_BL, layout)
         if dropout:
-            x_BLD = dropout.fold_in(self.config.layers)(x_BLD)
+            x_BLD = dropout.fold_in(c.layers)(x_BLD)
         x_BLD = constrain(x_BLD, "batch", None, None)
         graph, stacked = nnx.split(self.blocks)
 
-        def attend(q, k, v):
-            return attention(q, k, v, mask_BLM)
-
         def body(x_BLD, layer_state):
             state, index = layer_state
+            state = jax.tree.map(
+                lambda w: w.replace(checkpoint_name(cast(w, c.dtype, layout), "weights")),
+                state,
+                is_leaf=lambda w: isinstance(w, nnx.Variable),
+            )
             inner = dropout.fold_in(index) if dropout else no_dropout
-            x_BLD = nnx.merge(graph, state)(x_BLD, positions_BL, attend, inner)
+            x_BLD = nnx.merge(graph, state)(x_BLD, rotations_B1LH, attend, inner)
             return constrain(x_BLD, "batch", None, None), None
 
-        if self.config.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.config.remat])
-        depth = self.config.layers if layer is None else layer
-        stacked = jax.tree.map(lambda a: a[:depth], stacked)
-        x_BLD, _ = jax.lax.scan(body, x_BLD, (stacked, jnp.arange(depth)))
+        body = compute.remat_block(body)
+        depth = c.layers if layer is None else layer
+        if compute.scan_layers:
+            stacked = jax.tree.map(lambda a: a[:depth], stacked)
+            return jax.lax.scan(body, x_BLD, (stacked, jnp.arange(depth)))[0]
+        for index in range(depth):
+            x_BLD, _ = body(x_BLD, (jax.tree.map(lambda a, i=index: a[i], stacked), index))
         return x_BLD
 
-    def embed(self, tokens_BL: jax.Array) -> jax.Array:
+    def embed(self, tokens_BL: jax.Array, layout: Layout | None = None) -> jax.Array:
         """Token embeddings [B, L, D] in the compute dtype."""
-        return jnp.take(self.embedding[...], tokens_BL, axis=0).astype(self.config.dtype)
+        return jnp.take(cast(self.embedding, self.config.dtype, layout), tokens_BL, axis=0)
+
+    def output(self, x: jax.Array, layout: Layout | None = None) -> tuple[jax.Array, jax.Array]:
+        """The last block's output [..., D] normed, and the weights [D, V] that make it logits."""
+        if self.config.tied:
+            weights_DV = cast(self.embedding, self.config.dtype, layout).T
+        else:
+            weights_DV = cast(self.head, self.config.dtype, layout)
+        return self.final_norm(x), weights_DV
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Logits float32 [..., V] of the last block's output [..., D]."""
-        weights_DV = self.embedding[...].T if self.config.tied else self.head[...]
-        return project(self.final_norm(x), weights_DV, dtype=jnp.float32)
+        normed, weights_DV = self.output(x)
+        return project(normed, weights_DV, dtype=jnp.float32)
 
 
-# A key/value cache: for each layer keys and values, [S, M, K, H] each.
+def cast(weights: nnx.Variable, dtype: str, layout: Layout | None) -> jax.Array:
+    """A weight in the compute dtype (a vector in its own), whole where only storage splits it."""
+    value, names = weights[...], weights.get_metadata()["axes"]
+    if value.ndim == 1:
+        return value
+    return layout.gather(value, names, dtype) if layout else value.astype(dtype)
+
+
+# A key/value cache: for each layer keys and values, [S, K, M, H] each.
 Cache = list[tuple[jax.Array, jax.Array]]
 
 
 def empty_cache(config: DecoderConfig, slots: int, length: int) -> Cache:
     """A cache for `slots` sequences of up to `length` tokens, one pair of arrays a layer."""
-    shape = (slots, length, config.kv_heads, config.head_size)
+    shape = (slots, config.kv_heads, length, config.head_size)
     return [
         (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
         for _ in range(config.layers)
@@ -365,18 +387,19 @@ class Unstacked(nnx.Module):
         slots, length = tokens_SL.shape
         positions_SL = start_S[:, None] + jnp.arange(length)
         rows_S1 = jnp.arange(slots)[:, None]
-        mask_SLM = cache_mask(positions_SL, cache[0][0].shape[1])
+        mask_SLM = cache_mask(positions_SL, cache[0][0].shape[2])
+        rotations_S1LH = rotations(positions_SL, self.config.head_size, self.config.rope_theta)
         x_SLD = self.outer.embed(tokens_SL)
         extended: Cache = []
         for block, (keys, values) in zip(self.layers, cache, strict=True):
 
             def attend(q, k, v, keys=keys, values=values):
-                keys = keys.at[rows_S1, positions_SL].set(k)
-                values = values.at[rows_S1, positions_SL].set(v)
+                keys = keys.at[rows_S1, :, positions_SL].set(k.swapaxes(1, 2))
+                values = values.at[rows_S1, :, positions_SL].set(v.swapaxes(1, 2))
                 extended.append((keys, values))
                 return attention(q, keys, values, mask_SLM)
 
-            x_SLD = block(x_SLD, positions_SL, attend)
+            x_SLD = block(x_SLD, rotations_S1LH, attend)
         taken_SD = jnp.take_along_axis(x_SLD, take_S[:, None, None], axis=1)[:, 0]
         return self.outer.logits(taken_SD), extended
 

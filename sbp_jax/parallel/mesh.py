@@ -1,7 +1,8 @@
 """Mesh and logical axis rules: which dimension of an array lies along which axis of the mesh.
 
 Arrays name their dimensions logically (`batch`, `embed`, `heads`, `mlp`, `vocab`); rules map the
-names to the mesh axes `data`, `fsdp` and `tensor`. Another layout is another rule, not other code.
+names to the mesh axes `slice`, `data`, `fsdp` and `tensor`. Another layout is another rule, not
+other code.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sbp_jax.errors import UserError
 from sbp_jax.settings import configurable
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("slice", "data", "fsdp", "tensor")
 
-# Logical name → mesh axes. `embed` over `fsdp` shards every weight and its optimizer state.
+# Logical name → mesh axes. `embed` over `fsdp` shards every weight and its optimizer state. Slices
+# are joined by a slow network: only gradients cross it.
 DEFAULT_RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("batch", ("data", "fsdp")),
+    ("batch", ("slice", "data", "fsdp")),
     ("embed", ("fsdp",)),
     ("heads", ("tensor",)),
     ("kv_heads", ("tensor",)),
@@ -36,12 +40,15 @@ class MeshConfig:
     """The shape of the mesh and the rules that lay arrays on it.
 
     Attributes:
-      data: devices along which only the batch is split; -1 for all that the others leave.
+      slices: TPU slices of the job, over which the batch is split; their devices lie in order.
+      data: devices of a slice along which only the batch is split; -1 for all that the others
+        leave.
       fsdp: devices along which the batch, the weights and the optimizer state are split.
       tensor: devices along which heads, hidden units and the vocabulary are split.
       rules: pairs of a logical name and the mesh axes it is laid along.
     """
 
+    slices: int = 1
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
@@ -53,7 +60,7 @@ class Layout:
     """A mesh with its rules.
 
     Attributes:
-      mesh: devices by (`data`, `fsdp`, `tensor`).
+      mesh: devices by (`slice`, `data`, `fsdp`, `tensor`).
       rules: logical name → mesh axes.
     """
 
@@ -69,6 +76,28 @@ class Layout:
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
         """Holds an intermediate result to this layout, under jit."""
         return jax.lax.with_sharding_constraint(x, self.sharding(*names))
+
+    def gather(self, weights: jax.Array, names: Sequence[str | None], dtype: Any) -> jax.Array:
+        """Weights as a product with a part of the batch needs them: whole along the batch's axes.
+
+        They travel in `dtype`, and so does their gradient on its way back, which is summed and
+        split in one step (a reduce-scatter): each device gets the part of it that it updates.
+        """
+        batch = self.rules["batch"]
+        kept = [tuple(a for a in self.rules.get(n or "", ()) if a not in batch) for n in names]
+        whole = NamedSharding(self.mesh, PartitionSpec(*kept))
+        stored = self.sharding(*names)
+        constrain = jax.lax.with_sharding_constraint
+
+        @jax.custom_vjp
+        def gather(x):
+            return constrain(constrain(x.astype(dtype), stored), whole)
+
+        gather.defvjp(
+            lambda x: (gather(x), None),
+            lambda _, gradient: (constrain(gradient, stored).astype(weights.dtype),),
+        )
+        return gather(weights)
 
     def parameter_shardings(self, parameters: Any) -> Any:
         """Shardings for a pytree of NNX variables (or their shapes) that carry `axes`.
@@ -109,10 +138,10 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
       UserError: the axes do not multiply to the number of devices, or a rule names no axis.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [config.slices, config.data, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise UserError(
-            f"MeshConfig: data, fsdp, tensor = {sizes}: each is a positive number, "
+            f"MeshConfig: slices, data, fsdp, tensor = {sizes}: each is a positive number, "
             "and at most one is -1 (what the others leave)"
         )
     known = math.prod(size for size in sizes if size != -1)
@@ -120,7 +149,7 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise UserError(
-            f"MeshConfig: a mesh of data × fsdp × tensor = {sizes} does not fit "
+            f"MeshConfig: a mesh of slices × data × fsdp × tensor = {sizes} does not fit "
             f"{len(devices)} device(s): their product must be {len(devices)}"
         )
     rules = {name: tuple(axes) for name, axes in config.rules}
@@ -131,7 +160,22 @@ def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
                 f"which is no mesh axis: expected some of {AXES}"
             )
     rules.setdefault("batch", ())
-    mesh = jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    mesh = Mesh(_arrange(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return Layout(mesh, rules)
+
+
+def _arrange(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices by slice, data, fsdp, tensor: neighbours in an axis are neighbours in a slice.
+
+    Raises:
+      UserError: the devices lie in another number of slices.
+    """
+    slices, *inner = sizes
+    found = len({getattr(device, "slice_index", 0) for device in devices})
+    if found > 1 and found != slices:
+        raise UserError(
+            f"MeshConfig: slices = {slices}, and the devices lie in {found} slices: set it to that"
+        )
+    if found > 1:
+        return mesh_utils.create_hybrid_device_mesh((1, *inner), (slices, 1, 1, 1), devices)
+    return mesh_utils.create_device_mesh(sizes, devices)

@@ -29,8 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sbp_jax.model.decoder import Cache, Decoder, DecoderConfig, Unstacked, structure
-from sbp_jax.model.decoder import empty_cache as prompt_cache
+from sbp_jax.model.decoder import (
+    Cache,
+    Decoder,
+    DecoderConfig,
+    Unstacked,
+    empty_cache,
+    structure,
+)
 from sbp_jax.synthesize import decode, sampling
 from sbp_jax.synthesize.schedule import Filling, Request, Slots
 
@@ -224,7 +230,7 @@ class Sampler:
         c = self.config
         integers = jnp.zeros(c.slots, jnp.int32)
         return State(
-            cache=decode.empty_cache(self.model, c.slots, c.cache_length),
+            cache=empty_cache(self.model, c.slots, c.cache_length),
             last_S=integers,
             position_S=integers,
             keys_S2=jnp.zeros((c.slots, 2), jnp.uint32),
@@ -247,7 +253,7 @@ class Sampler:
         tokens_RP, length_R, slot_R, keys_R2 = prompts
         zeros_R = jnp.zeros_like(length_R)
         read_RP = tokens_RP[:, :-1]
-        _, fresh = model.extend(prompt_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R)
+        _, fresh = model.extend(empty_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R)
         last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
 
         def put(old_S, new_R):

@@ -16,6 +16,7 @@ from sbp_jax.checkpoints import CHECKPOINTS, Checkpointer, load_parameters
 from sbp_jax.data import loader
 from sbp_jax.data.rows import Row, RowsArtefact, open_rows
 from sbp_jax.errors import UserError
+from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import DecoderConfig, parameter_count, train_flops_per_token
 from sbp_jax.parallel import processes
 from sbp_jax.parallel.mesh import Layout, MeshConfig, make_layout
@@ -44,7 +45,9 @@ def train(
     steps: int = gin.REQUIRED,
     batch_size: int = gin.REQUIRED,
     mesh: MeshConfig | None = None,
+    compute: ComputeConfig | None = None,
     dropout: float = 0.0,
+    z_loss: float = 0.0,
     accumulation_steps: int = 1,
     start_from: str | None = None,
     start_from_step: int | str = "last",
@@ -64,7 +67,9 @@ def train(
       steps: how many.
       batch_size: B, rows a step, of all devices together.
       mesh: how state and batch are laid over the devices; by default the batch alone is.
+      compute: how a step is computed, memory against time.
       dropout: share of activations dropped, of embeddings and of each residual branch.
+      z_loss: weight of the squared log-normaliser in what is minimised; 1e-4 is usual.
       accumulation_steps: parts in which a batch is computed; its result does not depend on them.
       start_from: train artefact whose parameters to start from; None for random ones.
       start_from_step: which of its checkpoints: `last`, `best`, or a step.
@@ -89,13 +94,14 @@ def train(
     stage = artifacts.begin(
         run,
         "train",
-        # The mesh and the accumulation decide where a sum is taken, not what is summed.
+        # Mesh, accumulation and `compute` decide where and how a sum is taken, not what is summed.
         config={
             "model": model,
             "optimizer": optimizer,
             "steps": steps,
             "batch_size": batch_size,
             "dropout": dropout,
+            "z_loss": z_loss,
             "start_from_step": start_from_step if start_from else None,
             "checkpoint_every": checkpoint_every,
             "seed": seed,
@@ -130,7 +136,9 @@ def train(
         layout=layout,
         steps=steps,
         batch_size=batch_size,
+        compute=compute or ComputeConfig(),
         dropout=dropout,
+        z_loss=z_loss,
         accumulation_steps=accumulation_steps,
         dev=dev,
         order=loader.RowOrder(shares, seed),
@@ -172,7 +180,9 @@ class Trainer:
     layout: Layout
     steps: int
     batch_size: int
+    compute: ComputeConfig
     dropout: float
+    z_loss: float
     accumulation_steps: int
     dev: RowsArtefact | None
     order: loader.RowOrder
@@ -186,10 +196,12 @@ class Trainer:
             self.model,
             self.transformation,
             self.layout,
+            compute=self.compute,
             dropout=self.dropout,
+            z_loss=self.z_loss,
             accumulation_steps=self.accumulation_steps,
         )
-        self.evaluation_step = make_evaluation_step(self.model, self.layout)
+        self.evaluation_step = make_evaluation_step(self.model, self.layout, self.compute)
         self.batch_sharding = self.layout.sharding("batch")
         self.slots = loader.local_slots(self.batch_sharding, self.batch_size)
 
@@ -254,7 +266,7 @@ class Trainer:
             for batch in loader.in_order(source, self.batch_size):
                 mine = Row(*(x[self.slots] for x in batch))
                 sums = self.evaluation_step(state.parameters, self.place(mine))
-                total, weight = total + float(sums[0]), weight + float(sums[1])
+                total, weight = total + float(sums.loss), weight + float(sums.weight)
         log.dev_loss(total / weight)
 
 

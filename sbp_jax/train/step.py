@@ -11,9 +11,10 @@ import optax
 from flax import nnx
 
 from sbp_jax.data.rows import Row
+from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import Decoder, DecoderConfig, Dropout, initialise, structure
 from sbp_jax.parallel.mesh import Layout
-from sbp_jax.train.loss import loss_sums
+from sbp_jax.train.loss import LossSums, loss_sums
 
 
 class TrainState(NamedTuple):
@@ -75,16 +76,30 @@ def init_optimizer(optimizer: optax.GradientTransformation, parameters: Any, lay
     return jax.jit(optimizer.init, out_shardings=shardings)(parameters)
 
 
-def make_loss(config: DecoderConfig, layout: Layout) -> Callable:
-    """The loss of a batch: (parameters, batch, dropout) → (sum of losses, sum of weights)."""
+def make_loss(config: DecoderConfig, layout: Layout, compute: ComputeConfig) -> Callable:
+    """The loss of a batch: (parameters, batch, dropout, z_loss) → what `loss_sums` returns."""
     graph, _ = structure(config)
 
-    def loss(parameters: Any, batch: Row, dropout: Dropout | None):
+    def loss(parameters: Any, batch: Row, dropout: Dropout | None = None, z_loss: float = 0.0):
         decoder: Decoder = nnx.merge(graph, parameters)
-        logits_BLV = decoder(
-            batch.inputs, batch.segment_ids, batch.positions, dropout=dropout, layout=layout
+        x_BLD = decoder.hidden_states(
+            batch.inputs,
+            batch.segment_ids,
+            batch.positions,
+            dropout=dropout,
+            layout=layout,
+            compute=compute,
         )
-        return loss_sums(logits_BLV, batch.targets, batch.loss_weights)
+        normed_BLD, weights_DV = decoder.output(x_BLD, layout)
+        return loss_sums(
+            normed_BLD,
+            weights_DV,
+            batch.targets,
+            batch.loss_weights,
+            layout,
+            compute.loss_block,
+            z_loss,
+        )
 
     return loss
 
@@ -94,7 +109,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     layout: Layout,
     *,
+    compute: ComputeConfig | None = None,
     dropout: float = 0.0,
+    z_loss: float = 0.0,
     accumulation_steps: int = 1,
 ) -> Callable:
     """The step: (state, batch, key, step) → (state, metrics); the old state is given up.
@@ -102,50 +119,49 @@ def make_train_step(
     Gradients of the summed loss are added over the parts of the batch and divided by the whole
     batch's weight once, so neither the number of parts nor uneven weights change the result.
     """
-    loss = make_loss(config, layout)
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    loss = make_loss(config, layout, compute or ComputeConfig())
+
+    def part(parameters: Any, batch: Row, keys: jax.Array):
+        batch = Row(*(layout.constrain(x, "batch", None) for x in batch))
+        mask = Dropout(dropout, keys) if dropout else None
+        return jax.grad(loss, has_aux=True)(parameters, batch, mask, z_loss)
 
     def step_fn(state: TrainState, batch: Row, key: jax.Array, step: jax.Array):
         size = batch.inputs.shape[0]
         step_key = jax.random.fold_in(key, step)
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, jnp.arange(size))
-
-        def part(batch: Row, keys: jax.Array):
-            batch = Row(*(layout.constrain(x, "batch", None) for x in batch))
-            mask = Dropout(dropout, keys) if dropout else None
-            return value_and_grad(state.parameters, batch, mask)
-
         if accumulation_steps == 1:
-            (total, weight), gradients = part(batch, keys_B)
+            gradients, sums = part(state.parameters, batch, keys_B)
         else:
             # Every part takes rows from all over the batch, so each stays evenly on the mesh.
             parts = jax.tree.map(
                 lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1),
                 (batch, keys_B),
             )
+
+            def add(total, one):
+                return jax.tree.map(jnp.add, total, part(state.parameters, *one)), None
+
             zeros = jax.tree.map(jnp.zeros_like, state.parameters)
-
-            def add(carry, one):
-                result = part(*one)
-                return jax.tree.map(jnp.add, carry, result), None
-
-            start = ((jnp.float32(0), jnp.float32(0)), zeros)
-            ((total, weight), gradients), _ = jax.lax.scan(add, start, parts)
-        scale = 1 / jnp.maximum(weight, 1e-9)
+            start = (zeros, LossSums(jnp.zeros(()), jnp.zeros(())))
+            (gradients, sums), _ = jax.lax.scan(add, start, parts)
+        scale = 1 / jnp.maximum(sums.weight, 1e-9)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        metrics = StepMetrics(total * scale, weight, optax.global_norm(gradients))
+        metrics = StepMetrics(sums.loss * scale, sums.weight, optax.global_norm(gradients))
         return TrainState(parameters, optimizer_state), metrics
 
     return jax.jit(step_fn, donate_argnums=0)
 
 
-def make_evaluation_step(config: DecoderConfig, layout: Layout) -> Callable:
-    """(parameters, batch) → (sum of losses, sum of weights), without dropout."""
-    loss = make_loss(config, layout)
+def make_evaluation_step(
+    config: DecoderConfig, layout: Layout, compute: ComputeConfig | None = None
+) -> Callable:
+    """(parameters, batch) → `LossSums`, without dropout."""
+    loss = make_loss(config, layout, compute or ComputeConfig())
 
-    def evaluation_step(parameters: Any, batch: Row):
-        return loss(parameters, batch, None)
+    def evaluation_step(parameters: Any, batch: Row) -> LossSums:
+        return loss(parameters, batch)[1]
 
     return jax.jit(evaluation_step)
