@@ -2,7 +2,8 @@
 
     sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE] [--run_dir=DIR]
 
-Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 130 interrupted.
+Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
+not fit, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ STAGES = {
     "evaluate": "sbp_jax.evaluate.stage:evaluate",
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
+    "plan": "sbp_jax.plan.stage:plan",
 }
 # What the processes of a job may run together; of the others each would write the same files.
 OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
@@ -82,6 +84,10 @@ def parser() -> Parser:
     result.add_argument("--coordinator", help="HOST:PORT of process 0, or auto (Cloud TPU, Slurm)")
     result.add_argument("--num_processes", type=int)
     result.add_argument("--process_id", type=int)
+    result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
+    result.add_argument("--slices", type=int, default=1, help="plan: how many of them")
+    result.add_argument("--json", action="store_true", help="plan: print one JSON object")
+    result.add_argument("--hlo", metavar="DIR", help="plan: keep the compiled programs' HLO there")
     result.add_argument(
         "--verbosity", default="info", choices=["debug", "info", "warning", "error"]
     )
@@ -95,16 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
     _start_logging(flags.verbosity)
     try:
-        _run(flags, bindings)
+        return _run(flags, bindings)
     except KeyboardInterrupt:
         print("sbp: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
         return _explain(error, flags.stage, debug=flags.verbosity == "debug")
-    return 0
 
 
-def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
+def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
     if flags.stage not in STAGES:
         raise UserError(f"unknown stage {flags.stage!r}{_instead(flags.stage, list(STAGES))}")
     if flags.scope and not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", flags.scope):
@@ -114,6 +119,10 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
     configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
+    if flags.stage == "plan":
+        if flags.topology is None:
+            raise UserError("--topology is missing: name a TPU slice, e.g. --topology=v5p:4x4x4")
+        return functions["plan"](flags.topology, flags.slices, flags.json, flags.hlo)
     passed_on = _arguments(flags, bindings)
     run = artifacts.Run(run_directory(), flags.scope or flags.stage, passed_on)
     if flags.stage == "bootstrap" and flags.coordinator:
@@ -129,6 +138,7 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> None:
         )
     with gin.config_scope(run.scope):
         functions[flags.stage](run)
+    return 0
 
 
 def _start_logging(verbosity: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal, cast
 
 import jax
 from jax import numpy as jnp
@@ -59,7 +60,7 @@ def attention(
     k_BKMH: jax.Array,
     v_BKMH: jax.Array,
     mask_BLM: jax.Array,
-    implementation: str = "xla",
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> jax.Array:
     """Grouped-query attention under any mask; the softmax runs in float32.
 
@@ -101,7 +102,7 @@ def _platform(layout: Layout | None) -> str:
     return (layout.mesh.devices.flat[0] if layout else jax.devices()[0]).platform
 
 
-def _choose(backend: str, platform: str, length: int) -> str:
+def _choose(backend: str, platform: str, length: int) -> Literal["xla", "cudnn", "splash"]:
     """The backend for `auto`; and whether the one asked for can do it."""
     if backend == "auto":
         if platform == "tpu" and length % SPLASH_TILE == 0:
@@ -117,7 +118,7 @@ def _choose(backend: str, platform: str, length: int) -> str:
             f"attention: cudnn runs on NVIDIA GPUs and these devices are {platform}: "
             "set ComputeConfig.attention = 'auto'"
         )
-    return backend
+    return cast(Literal["xla", "cudnn", "splash"], backend)
 
 
 def _splash(

@@ -228,7 +228,9 @@ class Block(nnx.Module):
             first, second = dropout.fold_in(0), dropout.fold_in(1)
         normed_BLD = checkpoint_name(self.attention_norm(x_BLD), "attention_in")
         x_BLD += first(self.attention(normed_BLD, rotations_B1LH, attend))
-        normed_BLD = checkpoint_name(self.mlp_norm(x_BLD), "mlp_in")
+        # The barrier keeps the norm's gradient out of the kernel of the product before it on a TPU.
+        normed_BLD = jax.lax.optimization_barrier(self.mlp_norm(x_BLD))
+        normed_BLD = checkpoint_name(normed_BLD, "mlp_in")
         x_BLD += second(self.mlp(normed_BLD))
         return x_BLD
 

@@ -35,6 +35,7 @@ from sbp_jax.model.decoder import (
     DecoderConfig,
     Unstacked,
     empty_cache,
+    initialise,
     structure,
 )
 from sbp_jax.synthesize import decode, sampling
@@ -137,6 +138,116 @@ class SamplerConfig:
         return self.prompt_length + self.max_length
 
 
+class Programs:
+    """What one replica computes, pure functions of weights and state.
+
+    Args:
+      model: its shape.
+      config: of the sampler.
+    """
+
+    def __init__(self, model: DecoderConfig, config: SamplerConfig):
+        self.model, self.config = model, config
+        self.graph, _ = nnx.split(
+            nnx.eval_shape(lambda: Unstacked(initialise(model, jax.random.key(0))))
+        )
+        self.allowed_V = np.ones(model.vocab_size, bool)
+        self.allowed_V[list(config.never)] = False
+
+    def empty(self) -> State:
+        """No slot holds a document."""
+        c = self.config
+        integers = jnp.zeros(c.slots, jnp.int32)
+        return State(
+            cache=empty_cache(self.model, c.slots, c.cache_length),
+            last_S=integers,
+            position_S=integers,
+            keys_S2=jnp.zeros((c.slots, 2), jnp.uint32),
+            count_S=integers,
+            finish_S=integers + STOP,
+            tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
+            log_probability_S=jnp.zeros(c.slots, jnp.float32),
+        )
+
+    def prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
+        """Reads prompts into their slots; a replica without any is spared the work."""
+        return jax.lax.cond(
+            jnp.any(prompts.slot_R < self.config.slots),
+            lambda: self._read(nnx.merge(self.graph, weights), state, prompts),
+            lambda: state,
+        )
+
+    def _read(self, model: Unstacked, state: State, prompts: Prompts) -> State:
+        """Reads all but the last token of each prompt, which the first decode step reads."""
+        tokens_RP, length_R, slot_R, keys_R2 = prompts
+        zeros_R = jnp.zeros_like(length_R)
+        read_RP = tokens_RP[:, :-1]
+        _, fresh = model.extend(empty_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R)
+        last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
+
+        def put(old_S, new_R):
+            return old_S.at[slot_R].set(new_R, mode="drop")
+
+        return state._replace(
+            cache=decode.fill(state.cache, fresh, slot_R),
+            last_S=put(state.last_S, last_R),
+            position_S=put(state.position_S, length_R - 1),
+            keys_S2=put(state.keys_S2, keys_R2),
+            count_S=put(state.count_S, 0),
+            finish_S=put(state.finish_S, RUNNING),
+            log_probability_S=put(state.log_probability_S, 0.0),
+        )
+
+    def decode(self, weights: Any, state: State) -> State:
+        """Up to `block` steps; fewer when every slot has ended."""
+        model = nnx.merge(self.graph, weights)
+
+        def unfinished(carry):
+            step, state = carry
+            return (step < self.config.block) & jnp.any(state.finish_S == RUNNING)
+
+        def body(carry):
+            step, state = carry
+            return step + 1, self._step(model, state)
+
+        return jax.lax.while_loop(unfinished, body, (0, state))[1]
+
+    def step(self, weights: Any, state: State) -> State:
+        """One token more in every slot that has not ended."""
+        return self._step(nnx.merge(self.graph, weights), state)
+
+    def _step(self, model: Unstacked, state: State) -> State:
+        c = self.config
+        logits_SV, cache = decode.decode(model, state.cache, state.last_S, state.position_S)
+        sampled = sampling.sample(
+            logits_SV,
+            jax.random.wrap_key_data(state.keys_S2, impl="threefry2x32"),
+            state.count_S,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            allowed_V=self.allowed_V,
+        )
+        running_S = state.finish_S == RUNNING
+        count_S = state.count_S + running_S
+        finish_S = jnp.where(count_S >= c.max_length, LENGTH, RUNNING)
+        finish_S = jnp.where(sampled.tokens_S == c.eos, STOP, finish_S)
+        finish_S = jnp.where(sampled.finite_S, finish_S, NOT_A_NUMBER)
+        # A slot that has ended writes behind the end of its row, where nothing is kept.
+        place_S = jnp.where(running_S, state.count_S, c.max_length)
+        slots_S = jnp.arange(c.slots)
+        return State(
+            cache=cache,
+            last_S=jnp.where(running_S, sampled.tokens_S, state.last_S),
+            position_S=state.position_S + running_S,
+            keys_S2=state.keys_S2,
+            count_S=count_S,
+            finish_S=jnp.where(running_S, finish_S, state.finish_S),
+            tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
+            log_probability_S=state.log_probability_S
+            + jnp.where(running_S, sampled.log_probabilities_S, 0),
+        )
+
+
 class Sampler:
     """Replicas of one model on some local devices.
 
@@ -154,18 +265,17 @@ class Sampler:
         config: SamplerConfig,
         devices: Sequence[jax.Device] | None = None,
     ):
-        self.model, self.config = model, config
+        self.config = config
         self.devices = list(devices or jax.local_devices())
-        self.graph, weights = decoding_weights(model, parameters)
-        self.allowed_V = np.ones(model.vocab_size, bool)
-        self.allowed_V[list(config.never)] = False
+        programs = Programs(model, config)
+        weights = decoding_weights(model, parameters)
         each = np.zeros(len(self.devices))
         self.weights = jax.pmap(lambda _, w: w, in_axes=(0, None), devices=self.devices)(
             each, weights
         )
-        self.start = lambda: jax.pmap(lambda _: self._empty(), devices=self.devices)(each)
-        self.prefill = jax.pmap(self._prefill, devices=self.devices, donate_argnums=1)
-        self.decode = jax.pmap(self._decode, devices=self.devices, donate_argnums=1)
+        self.start = lambda: jax.pmap(lambda _: programs.empty(), devices=self.devices)(each)
+        self.prefill = jax.pmap(programs.prefill, devices=self.devices, donate_argnums=1)
+        self.decode = jax.pmap(programs.decode, devices=self.devices, donate_argnums=1)
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Writes a document for each request; which comes first depends on when they end.
@@ -226,96 +336,8 @@ class Sampler:
             for device, slot, request in ended
         ]
 
-    def _empty(self) -> State:
-        c = self.config
-        integers = jnp.zeros(c.slots, jnp.int32)
-        return State(
-            cache=empty_cache(self.model, c.slots, c.cache_length),
-            last_S=integers,
-            position_S=integers,
-            keys_S2=jnp.zeros((c.slots, 2), jnp.uint32),
-            count_S=integers,
-            finish_S=integers + STOP,
-            tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
-            log_probability_S=jnp.zeros(c.slots, jnp.float32),
-        )
 
-    def _prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
-        """Reads prompts into their slots; a replica without any is spared the work."""
-        return jax.lax.cond(
-            jnp.any(prompts.slot_R < self.config.slots),
-            lambda: self._read(nnx.merge(self.graph, weights), state, prompts),
-            lambda: state,
-        )
-
-    def _read(self, model: Unstacked, state: State, prompts: Prompts) -> State:
-        """Reads all but the last token of each prompt, which the first decode step reads."""
-        tokens_RP, length_R, slot_R, keys_R2 = prompts
-        zeros_R = jnp.zeros_like(length_R)
-        read_RP = tokens_RP[:, :-1]
-        _, fresh = model.extend(empty_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R)
-        last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
-
-        def put(old_S, new_R):
-            return old_S.at[slot_R].set(new_R, mode="drop")
-
-        return state._replace(
-            cache=decode.fill(state.cache, fresh, slot_R),
-            last_S=put(state.last_S, last_R),
-            position_S=put(state.position_S, length_R - 1),
-            keys_S2=put(state.keys_S2, keys_R2),
-            count_S=put(state.count_S, 0),
-            finish_S=put(state.finish_S, RUNNING),
-            log_probability_S=put(state.log_probability_S, 0.0),
-        )
-
-    def _decode(self, weights: Any, state: State) -> State:
-        """Up to `block` steps; fewer when every slot has ended."""
-        model = nnx.merge(self.graph, weights)
-
-        def unfinished(carry):
-            step, state = carry
-            return (step < self.config.block) & jnp.any(state.finish_S == RUNNING)
-
-        def body(carry):
-            step, state = carry
-            return step + 1, self._step(model, state)
-
-        return jax.lax.while_loop(unfinished, body, (0, state))[1]
-
-    def _step(self, model: Unstacked, state: State) -> State:
-        c = self.config
-        logits_SV, cache = decode.decode(model, state.cache, state.last_S, state.position_S)
-        sampled = sampling.sample(
-            logits_SV,
-            jax.random.wrap_key_data(state.keys_S2, impl="threefry2x32"),
-            state.count_S,
-            temperature=c.temperature,
-            top_p=c.top_p,
-            allowed_V=self.allowed_V,
-        )
-        running_S = state.finish_S == RUNNING
-        count_S = state.count_S + running_S
-        finish_S = jnp.where(count_S >= c.max_length, LENGTH, RUNNING)
-        finish_S = jnp.where(sampled.tokens_S == c.eos, STOP, finish_S)
-        finish_S = jnp.where(sampled.finite_S, finish_S, NOT_A_NUMBER)
-        # A slot that has ended writes behind the end of its row, where nothing is kept.
-        place_S = jnp.where(running_S, state.count_S, c.max_length)
-        slots_S = jnp.arange(c.slots)
-        return State(
-            cache=cache,
-            last_S=jnp.where(running_S, sampled.tokens_S, state.last_S),
-            position_S=state.position_S + running_S,
-            keys_S2=state.keys_S2,
-            count_S=count_S,
-            finish_S=jnp.where(running_S, finish_S, state.finish_S),
-            tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
-            log_probability_S=state.log_probability_S
-            + jnp.where(running_S, sampled.log_probabilities_S, 0),
-        )
-
-
-def decoding_weights(config: DecoderConfig, parameters: Any) -> tuple[nnx.GraphDef, nnx.State]:
+def decoding_weights(config: DecoderConfig, parameters: Any) -> nnx.State:
     """Layers taken apart, and every matrix in the dtype that it is multiplied in.
 
     The norms' scales stay in float32, in which they are used.
@@ -324,6 +346,5 @@ def decoding_weights(config: DecoderConfig, parameters: Any) -> tuple[nnx.GraphD
     nnx.replace_by_pure_dict(abstract, parameters)
     decoder = nnx.merge(graph, abstract)
     assert isinstance(decoder, Decoder)
-    graph, state = nnx.split(Unstacked(decoder))
-    cast = jax.tree.map(lambda a: a if a.ndim == 1 else a.astype(config.dtype), state)
-    return graph, cast
+    _, state = nnx.split(Unstacked(decoder))
+    return jax.tree.map(lambda a: a if a.ndim == 1 else a.astype(config.dtype), state)

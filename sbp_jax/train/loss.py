@@ -72,84 +72,78 @@ def _forward(x_BLD, output_DV, targets_BL, weights_BL, layout, block, z_loss):
 
 
 def _backward(layout, block, z_loss, gradients, by):
-    by_x_BLD, by_output_DV = gradients
-    return (
-        by_x_BLD * by[0].astype(by_x_BLD.dtype),
-        by_output_DV * by[0].astype(by_output_DV.dtype),
-        None,
-        None,
-    )
+    by_x_BLD, by_output_DV = (g * by[0].astype(g.dtype) for g in gradients)
+    return by_x_BLD, by_output_DV, None, None
 
 
 loss_sums.defvjp(_forward, _backward)
 
 
 def _on_mesh(x_BLD, output_DV, targets_BL, weights_BL, layout, block, z_loss, with_gradients: bool):
-    """Sums and gradients, each device working on its rows and its part of the vocabulary."""
-    batch = layout.rules["batch"]
-    vocabulary = layout.rules.get("vocab", ())
-    stored = tuple(a for a in layout.rules.get("embed", ()) if a in batch)
+    """Results and, if asked for, gradients; a device sees its rows and part of the vocabulary."""
+    batch, vocabulary = layout.rules["batch"], layout.rules.get("vocab", ())
+    stored = tuple(axis for axis in layout.rules.get("embed", ()) if axis in batch)
+    others = tuple(axis for axis in batch if axis not in stored)
 
     def local(x_BLD, output_DV, targets_BL, weights_BL):
-        count = -(-targets_BL.size // block)
-        blocks = _Block(
-            *(_split(x.reshape(-1, *x.shape[2:]), count) for x in (x_BLD, targets_BL, weights_BL))
-        )
         first = jax.lax.axis_index(vocabulary) * output_DV.shape[1] if vocabulary else 0
         columns_V = first + jnp.arange(output_DV.shape[1])
 
         def one(total, tokens: _Block):
             sums, gradients = _block(tokens, output_DV, columns_V, vocabulary, z_loss)
-            if not with_gradients:
-                return jax.tree.map(jnp.add, total, (sums, None)), None
-            by_x_TD, by_output_DV = gradients()
+            by_x_TD, by_output_DV = gradients() if with_gradients else (None, None)
             return jax.tree.map(jnp.add, total, (sums, by_output_DV)), by_x_TD
 
         zero = jnp.zeros(())
-        start = (zero, LossSums(zero, zero)), None
-        if with_gradients:
-            start = start[0], jnp.zeros(output_DV.shape, jnp.float32)
-        (sums, by_output_DV), by_x_NTD = jax.lax.scan(one, start, blocks)
-        sums = jax.tree.map(lambda x: jax.lax.psum(x, batch), sums) if batch else sums
-        if not with_gradients:
+        by_output_DV = jnp.zeros(output_DV.shape, jnp.float32) if with_gradients else None
+        start = ((zero, LossSums(zero, zero)), by_output_DV)
+        blocks = _split(x_BLD, targets_BL, weights_BL, block)
+        (sums, by_output_DV), by_x_GTD = jax.lax.scan(one, start, blocks)
+        sums = jax.lax.psum(sums, batch) if batch else sums
+        if by_output_DV is None:
             return sums, None
-        by_x_BLD = by_x_NTD.reshape(-1, x_BLD.shape[-1])[: targets_BL.size].reshape(x_BLD.shape)
+        by_x_TD = by_x_GTD.reshape(-1, x_BLD.shape[-1])[: targets_BL.size]
         by_output_DV = by_output_DV.astype(output_DV.dtype)
         if stored:
             by_output_DV = jax.lax.psum_scatter(by_output_DV, stored, tiled=True)
-        if rest := tuple(a for a in batch if a not in stored):
-            by_output_DV = jax.lax.psum(by_output_DV, rest)
-        return sums, (by_x_BLD, by_output_DV)
+        if others:
+            by_output_DV = jax.lax.psum(by_output_DV, others)
+        return sums, (by_x_TD.reshape(x_BLD.shape), by_output_DV)
 
-    rows, output = layout.sharding("batch").spec, PartitionSpec(None, vocabulary)
-    gradients = (rows, PartitionSpec(stored, vocabulary)) if with_gradients else None
+    rows, everywhere = layout.sharding("batch").spec, PartitionSpec()
+    output, gradient = PartitionSpec(None, vocabulary), PartitionSpec(stored, vocabulary)
     return jax.shard_map(
         local,
         mesh=layout.mesh,
         in_specs=(rows, output, rows, rows),
-        out_specs=((PartitionSpec(), LossSums(*(PartitionSpec(),) * 2)), gradients),
+        out_specs=(everywhere, (rows, gradient) if with_gradients else None),
         check_vma=False,
     )(x_BLD, output_DV, targets_BL, weights_BL)
 
 
-def _split(x: jax.Array, count: int) -> jax.Array:
-    """Into `count` blocks of equal size, the last filled up with zeros."""
-    size = -(-x.shape[0] // count)
-    padded = jnp.pad(x, ((0, size * count - x.shape[0]), *((0, 0),) * (x.ndim - 1)))
-    return padded.reshape(count, size, *x.shape[1:])
+def _split(x_BLD, targets_BL, weights_BL, block: int) -> _Block:
+    """As few blocks as hold at most `block` tokens, all of a size; the last ends in zeros."""
+    count = -(-targets_BL.size // block)
+    size = -(-targets_BL.size // count)
+
+    def one(x):
+        flat = x.reshape(targets_BL.size, *x.shape[2:])
+        padding = ((0, size * count - targets_BL.size), *((0, 0),) * (flat.ndim - 1))
+        return jnp.pad(flat, padding).reshape(count, size, *flat.shape[1:])
+
+    return _Block(one(x_BLD), one(targets_BL), one(weights_BL))
 
 
-def _block(tokens: _Block, output_DV, columns_V, vocabulary, z_loss: float):
+def _block(tokens: _Block, output_DV, columns_V, vocabulary: tuple[str, ...], z_loss: float):
     """The sums of a block, and a function that makes its gradients from the same logits."""
     logits_TV = jnp.matmul(tokens.x_TD, output_DV, preferred_element_type=jnp.float32)
     target_TV = tokens.targets_T[:, None] == columns_V
     most_T = logits_TV.max(-1)
     most_T = jax.lax.pmax(most_T, vocabulary) if vocabulary else most_T
-    parts = [
-        jnp.exp(logits_TV - most_T[:, None]).sum(-1),
-        jnp.where(target_TV, logits_TV, 0).sum(-1),
-    ]
-    sum_T, found_T = jax.lax.psum(parts, vocabulary) if vocabulary else parts
+    sum_T = jnp.exp(logits_TV - most_T[:, None]).sum(-1)
+    found_T = jnp.where(target_TV, logits_TV, 0).sum(-1)
+    if vocabulary:
+        sum_T, found_T = jax.lax.psum((sum_T, found_T), vocabulary)
     normalizer_T = most_T + jnp.log(sum_T)
     loss = jnp.sum((normalizer_T - found_T) * tokens.weights_T)
     objective = loss + z_loss * jnp.sum(jnp.square(normalizer_T) * tokens.weights_T)

@@ -62,18 +62,35 @@ def init_state(
 
 def init_optimizer(optimizer: optax.GradientTransformation, parameters: Any, layout: Layout) -> Any:
     """Fresh optimizer state: moments lie as their parameters do, counters everywhere."""
+    abstract = _abstract_optimizer(optimizer, parameters, layout)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(optimizer.init, out_shardings=shardings)(parameters)
+
+
+def abstract_state(
+    config: DecoderConfig, optimizer: optax.GradientTransformation, layout: Layout
+) -> TrainState:
+    """Shapes, dtypes and shardings of what `init_state` makes; no device is needed."""
+    parameters = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nnx.to_pure_dict(structure(config)[1]),
+        parameter_shardings(config, layout),
+    )
+    return TrainState(parameters, _abstract_optimizer(optimizer, parameters, layout))
+
+
+def _abstract_optimizer(optimizer, parameters: Any, layout: Layout) -> Any:
     by_path = {
         tuple(key.key for key in path): leaf.sharding
         for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
     }
 
-    def sharding(path, _):
+    def placed(path, leaf):
         names = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        return by_path.get(names, layout.sharding())
+        sharding = by_path.get(names, layout.sharding())
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    abstract = jax.eval_shape(optimizer.init, parameters)
-    shardings = jax.tree_util.tree_map_with_path(sharding, abstract)
-    return jax.jit(optimizer.init, out_shardings=shardings)(parameters)
+    return jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, parameters))
 
 
 def make_loss(config: DecoderConfig, layout: Layout, compute: ComputeConfig) -> Callable:
@@ -113,7 +130,7 @@ def make_train_step(
     dropout: float = 0.0,
     z_loss: float = 0.0,
     accumulation_steps: int = 1,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The step: (state, batch, key, step) → (state, metrics); the old state is given up.
 
     Gradients of the summed loss are added over the parts of the batch and divided by the whole
