@@ -1,8 +1,8 @@
 """What the TPU compiler expects of a compiled program, read from its optimised HLO text.
 
 The compiler notes `estimated_cycles` at each fusion. They are summed along the calls, the body of a
-loop as often as it runs. Pallas kernels and what moves between chips carry no such note: kernels
-are counted, collectives too, with the bytes of their results.
+loop as often as it runs, of a conditional the dearer branch. Pallas kernels and what moves between
+chips carry no such note: kernels are counted, collectives too, with the bytes of their results.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LOOP = re.compile(r"condition=%([^,\s]+), body=%([^,\s]+)")
+_BRANCHES = re.compile(
+    r"branch_computations=\{.*?\}|true_computation=%[^,\s]+, false_computation=%[^,\s]+"
+)
 _CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 _CALLED = (
     re.compile(r" call\(.*to_apply=%([^,\s]+)"),
@@ -82,10 +85,18 @@ class _Total:
                 self._count(instruction, times)
             if loop := _LOOP.search(line):
                 self.add(loop[2], times * self._trips(line, loop[1]))
+            elif branches := _BRANCHES.search(line):
+                self.add(max(re.findall(r"%([^,\s}]+)", branches[0]), key=self._cycles), times)
             else:
                 for called in _CALLED:
                     if target := called.search(line):
                         self.add(target[1], times)
+
+    def _cycles(self, name: str) -> int:
+        """Of one run of a computation."""
+        alone = _Total(self.computations)
+        alone.add(name, 1)
+        return alone.cycles
 
     def _count(self, instruction: re.Match[str], times: int) -> None:
         name, shape, kind = instruction.groups()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 
 import jax
@@ -48,15 +47,6 @@ CHIPS = {
 }
 
 
-# What the compiler's library would otherwise ask the machine, and complain that it cannot.
-NO_TPU_HERE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """Equal slices of one kind of chip.
@@ -86,7 +76,6 @@ class Topology:
         Raises:
           UserError: the TPU compiler is not installed, or knows no such slice.
         """
-        os.environ.update(NO_TPU_HERE)
         jax.config.update("jax_platforms", "cpu")
         three = (*self.shape, 1)[:3]
         # Two cores act as one device. The ends of a row are joined where cubes of 4 × 4 × 4 are
