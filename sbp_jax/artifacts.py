@@ -242,6 +242,10 @@ class Stage:
         logging.info("%s finished in %.1f s: %s", self.out, seconds, summary(counts))
         return self.manifest
 
+    def elapsed(self) -> float:
+        """Seconds since this attempt began, or last saved its time."""
+        return time.monotonic() - self._started
+
     def save_time(self) -> None:
         """Adds the time so far to the record, so that it survives an interruption."""
         fields = json.loads((self.work / IDENTITY).read_text())

@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from sbp_jax import artifacts
-from sbp_jax.errors import UserError
+from sbp_jax.errors import Stopped, UserError
 from sbp_jax.model.decoder import DecoderConfig, structure
 
 CHECKPOINTS = "checkpoints"
@@ -45,18 +47,21 @@ class CheckpointInfo:
 
 
 class Checkpointer:
-    """Saves training state without holding up the steps; keeps the latest two and the best.
+    """Saves training state without holding up the steps.
 
-    The best is the one with the lowest `dev_loss` in its progress; without one, only the latest
-    are kept. Use as a context manager: leaving it waits for the last save.
+    Kept are the latest two, the best (lowest `dev_loss` in its progress), and those of every
+    `keep_every`th step. Use as a context manager: leaving it waits for the last save.
     """
 
-    def __init__(self, directory: epath.PathLike):
-        best = {
+    def __init__(self, directory: epath.PathLike, keep_every: int | None = None):
+        self.directory = epath.Path(directory).absolute()
+        permanent = [checkpoint_managers.EveryNSteps(keep_every)] if keep_every else []
+        options = {
             "best_fn": lambda metrics: metrics["dev_loss"],
             "best_mode": "min",
             "preservation_policy": checkpoint_managers.AnyPreservationPolicy(
                 [
+                    *permanent,
                     checkpoint_managers.LatestN(2),
                     checkpoint_managers.BestN(
                         get_metric_fn=lambda metrics: metrics["dev_loss"],
@@ -68,7 +73,7 @@ class Checkpointer:
             ),
         }
         self.manager = ocp.CheckpointManager(
-            epath.Path(directory).absolute(), options=ocp.CheckpointManagerOptions(**best)
+            self.directory, options=ocp.CheckpointManagerOptions(**options)
         )
 
     def __enter__(self) -> Checkpointer:
@@ -78,13 +83,18 @@ class Checkpointer:
         self.manager.wait_until_finished()
         self.manager.close()
 
-    def latest_step(self) -> int | None:
-        """The newest finished checkpoint, None if there is none."""
-        return self.manager.latest_step()
+    def save(
+        self,
+        step: int,
+        parameters: Any,
+        optimizer: Any,
+        progress: dict[str, Any],
+        dev_loss: float | None = None,
+    ) -> None:
+        """Starts to save; returns when the arrays may be overwritten.
 
-    def save(self, step: int, parameters: Any, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Starts to save; returns when the arrays may be overwritten."""
-        metrics = {"dev_loss": progress["dev_loss"]} if "dev_loss" in progress else None
+        `dev_loss` is of this very step; a checkpoint without one is never the best.
+        """
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -92,20 +102,58 @@ class Checkpointer:
                 optimizer=ocp.args.StandardSave(optimizer),
                 progress=ocp.args.JsonSave(progress),
             ),
-            metrics=metrics,
+            metrics=None if dev_loss is None else {"dev_loss": dev_loss},
         )
 
-    def restore(self, step: int, parameters: Any, optimizer: Any) -> tuple[Any, Any, dict]:
-        """Restores state onto the shapes and shardings of the given pytrees (abstract or real)."""
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardRestore(parameters),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored["parameters"], restored["optimizer"], restored["progress"]
+    def restore(self, parameters: Any, optimizer: Any) -> tuple[Any, Any, dict] | None:
+        """The newest checkpoint that can be read, onto the given shapes and shardings.
+
+        One that is damaged is set aside as `STEP.damaged`, and the one before it is taken.
+
+        Args:
+          parameters: pytree of arrays, real or abstract.
+          optimizer: the same.
+
+        Returns:
+          Parameters, optimizer state and progress; None if there is no checkpoint.
+
+        Raises:
+          Stopped: there are checkpoints, and none can be read.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self.manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        parameters=ocp.args.StandardRestore(parameters),
+                        optimizer=ocp.args.StandardRestore(optimizer),
+                        progress=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                logging.warning(
+                    "checkpoint %d of %s cannot be read (%s): it is set aside for the one before",
+                    step,
+                    self.directory,
+                    str(error).splitlines()[0] if str(error) else type(error).__name__,
+                )
+                self._set_aside(step)
+                continue
+            return restored["parameters"], restored["optimizer"], restored["progress"]
+        if steps:
+            raise Stopped(
+                f"none of the checkpoints {sorted(steps)} of {self.directory} can be read: "
+                "they are set aside, the same command starts anew"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set checkpoint {step} aside")
+        self.manager.reload()
 
 
 def model_config(directory: epath.PathLike) -> DecoderConfig:

@@ -3,7 +3,7 @@
     sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE] [--run_dir=DIR]
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
-not fit, 130 interrupted.
+not fit, 130 interrupted, 143 ended by SIGTERM and saved. After any the same command goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from absl import logging
 from etils import epath
 
 from sbp_jax import artifacts, bootstrap
-from sbp_jax.errors import UserError
+from sbp_jax.errors import Stopped, UserError
 from sbp_jax.parallel import processes
 
 # The stages: the function that runs each, as module:function. None of these modules imports
@@ -224,6 +224,9 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
     if isinstance(error, bootstrap.StageFailed):
         if not error.told:
             print(f"sbp {stage}: {_first_line(error)}", file=sys.stderr)  # gin appends lines
+        return error.exit_code
+    if isinstance(error, Stopped):
+        print(f"sbp {stage}: {error.message}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, UserError):
         print(f"sbp {stage}: {error.message}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import signal
 import subprocess
@@ -17,10 +18,10 @@ from made_rows import rewrite_weights, sentences, write_rows_artefact
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters
 from sbp_jax.data import loader, rows
-from sbp_jax.errors import UserError
+from sbp_jax.errors import Stopped, UserError
 from sbp_jax.model.decoder import DecoderConfig
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
-from sbp_jax.train import metrics
+from sbp_jax.train import log, loop, metrics
 from sbp_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, schedule
 from sbp_jax.train.stage import train
 from sbp_jax.train.step import init_state, make_train_step
@@ -140,18 +141,31 @@ def test_loss_tokens_are_those_of_the_rows_read(run_directory):
     assert artifacts.read_manifest(out).counts["loss_tokens"] == expected
 
 
+def timeless(directory) -> list[dict]:
+    """The lines of a run's metrics, without what depends on the clock."""
+    clock = ("tokens_per_second", "mfu", "goodput")
+    return [
+        {name: value for name, value in line.items() if name not in clock}
+        for line in metrics.read_metrics(directory)
+    ]
+
+
+def plan(directory, slots: int) -> list[loader.Share]:
+    return loader.plan_shares(rows.open_rows(directory / "rows/real"), slots)
+
+
 KILLED = """
 import os, signal, sys
 from etils import epath
 sys.path.insert(0, {tests!r})
 import test_train
-from sbp_jax.train import stage
-flush = stage.Log.flush
+from sbp_jax.train import log
+flush = log.Log.flush
 def dying(self):
     flush(self)
     if self.record["step"] == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
-stage.Log.flush = dying
+log.Log.flush = dying
 test_train.call(epath.Path({directory!r}), "killed")
 """
 
@@ -167,31 +181,22 @@ def test_killed_and_started_again_it_is_as_if_it_never_was(run_directory, step):
     call(run_directory, "killed")
     call(run_directory, "whole")
     same_parameters(run_directory / "killed", run_directory / "whole")
-    timeless = [
-        [
-            {k: v for k, v in line.items() if k not in ("tokens_per_second", "mfu")}
-            for line in metrics.read_metrics(run_directory / name)
-        ]
-        for name in ("killed", "whole")
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(run_directory / "killed") == timeless(run_directory / "whole")
     counts = [artifacts.read_manifest(run_directory / n).counts for n in ("killed", "whole")]
     assert counts[0] == counts[1]
 
 
 def test_resumed_on_another_mesh_it_reads_the_same_rows(run_directory, monkeypatch):
-    from sbp_jax.train import stage
-
     call(run_directory, "whole", mesh=ONE_DEVICE if jax.device_count() == 1 else MeshConfig())
-    evaluate = stage.Trainer.evaluate
+    save = loop.Trainer.save
 
-    def interrupted(self, state, log):
-        evaluate(self, state, log)
-        if log.record["step"] == 8:
+    def interrupted(self, step, *arguments, **options):
+        save(self, step, *arguments, **options)
+        if step == 8:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage.Trainer, "evaluate", interrupted)
+        patch.setattr(loop.Trainer, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             call(run_directory, "moved")
     call(run_directory, "moved", mesh=MeshConfig(data=2, fsdp=2, tensor=2), accumulation_steps=2)
@@ -265,10 +270,123 @@ def test_rows_of_another_vocabulary_are_refused(run_directory):
         call(run_directory, model=dataclasses.replace(MODEL, vocab_size=100))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_saved(run_directory):
+def test_updates_without_numbers_are_left_out_and_too_many_stop_the_run(run_directory):
     wild = OptimizerConfig(learning_rate=1e30, warmup=0.0, clip_norm=1e30)
-    with pytest.raises(UserError, match=r"lower OptimizerConfig.learning_rate"):
-        call(run_directory, optimizer=wild)
+    with pytest.raises(Stopped, match=r"3 updates in a row .* step 4 .* rows real \d+") as stopped:
+        call(run_directory, optimizer=wild, stop_after_skipped=3)
+    assert stopped.value.exit_code == 1
+    lines = metrics.read_metrics(run_directory / "pretrain.partial")
+    skipped = [line for line in lines if "skipped" in line]
+    assert [line["step"] for line in skipped] == [2, 3, 4]
+    read = [loader.RowOrder(plan(run_directory, 96), 0)[slot][1] for slot in range(8, 16)]
+    assert skipped[0]["skipped"]["rows"] == f"real {' '.join(map(str, read))}"
+
+
+def test_a_step_of_exploding_gradients_changes_nothing(run_directory):
+    tame = call(run_directory, "tame", optimizer=dataclasses.replace(OPTIMIZER, skip_norm=1e9))
+    careful = dataclasses.replace(OPTIMIZER, skip_norm=1e-9)
+    still = call(run_directory, "still", optimizer=careful, stop_after_skipped=13, seed=0)
+    assert artifacts.read_manifest(tame).counts["skipped_steps"] == 0
+    assert artifacts.read_manifest(still).counts["skipped_steps"] == 12
+    layout = make_layout(ONE_DEVICE, jax.devices()[:1])
+    fresh = init_state(MODEL, make_optimizer(OPTIMIZER, 12), layout, seed=0)
+    for a, b in zip(
+        jax.tree.leaves(load_parameters(still)[0]),
+        jax.tree.leaves(fresh.parameters),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_sigterm_saves_the_step_and_the_run_goes_on_bit_by_bit(run_directory, monkeypatch):
+    write = log.Log._write
+
+    def terminate(self, step, norm):
+        write(self, step, norm)
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.Log, "_write", terminate)
+        with pytest.raises(Stopped, match=r"ended by SIGTERM; step \d of 12 is saved") as stopped:
+            call(run_directory, "ended", log_every=3)
+    assert stopped.value.exit_code == 143
+    saved = run_directory / "ended.partial/checkpoints"
+    assert {"7"} <= {path.name for path in saved.iterdir()}
+    call(run_directory, "ended", log_every=3)
+    call(run_directory, "whole", log_every=3)
+    same_parameters(run_directory / "ended", run_directory / "whole")
+    assert timeless(run_directory / "ended") == timeless(run_directory / "whole")
+
+
+def damage(path: pathlib.Path, how: str) -> None:
+    """Cuts or changes the largest file under a folder."""
+    largest = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = largest.read_bytes()
+    if how == "truncated":
+        largest.write_bytes(data[: len(data) // 2])
+    else:
+        middle = len(data) // 2
+        largest.write_bytes(data[:middle] + bytes(64) + data[middle + 64 :])
+
+
+@pytest.mark.parametrize("how", ["truncated", "overwritten"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_directory, caplog, how):
+    save = loop.Trainer.save
+
+    def interrupted(self, step, *arguments, **options):
+        save(self, step, *arguments, **options)
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call(run_directory, "hurt")
+    checkpoints = pathlib.Path(run_directory / "hurt.partial/checkpoints")
+    damage(checkpoints / "8/parameters", how)
+    caplog.set_level("INFO")
+    call(run_directory, "hurt")
+    assert "checkpoint 8" in caplog.text
+    assert "goes on from step 4 of 12" in caplog.text
+    call(run_directory, "whole")
+    same_parameters(run_directory / "hurt", run_directory / "whole")
+    assert (run_directory / "hurt/checkpoints/8.damaged").exists()
+
+
+def test_every_so_many_steps_a_checkpoint_is_kept_for_good(run_directory):
+    out = call(run_directory, steps=12, checkpoint_every=2, keep_every=4, dev_rows=None)
+    kept = {path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()}
+    assert kept == {"4", "8", "10", "12"}
+
+
+def test_sizes_of_gradients_and_updates_are_told_by_group(run_directory):
+    out = call(run_directory, rms_every=6, optimizer=dataclasses.replace(OPTIMIZER, warmup=0.0))
+    found = {line["step"]: line["rms"] for line in metrics.read_metrics(out) if "rms" in line}
+    assert list(found) == [1, 7]
+    for sizes in found[7].values():
+        assert set(sizes) == {"embedding", "final_norm"} | {
+            f"blocks.{name}" for name in ("attention", "mlp", "attention_norm", "mlp_norm")
+        }
+        assert all(len(sizes[g]) == 2 for g in sizes if g.startswith("blocks"))
+        assert all(np.min(size) > 0 for size in sizes.values())
+    # Adam's first update is of the size of the learning rate, whatever the gradient's.
+    assert found[1]["update"]["blocks.mlp"] == pytest.approx([0.01, 0.01], rel=0.1)
+
+
+def test_a_profile_is_taken_on_demand(run_directory, monkeypatch):
+    write = log.Log._write
+
+    def ask(self, step, norm):
+        write(self, step, norm)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(log.Log, "_write", ask)
+    out = call(run_directory)
+    (folder,) = (out / "profile").iterdir()
+    assert folder.name == "step_3"
+    assert list(pathlib.Path(folder).rglob("*.xplane.pb"))
 
 
 def test_schedule_and_decay_mask():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 
 import jax
 from absl import logging
@@ -68,6 +69,34 @@ def start(
             f"{num_processes or ''} started, and can they reach it?"
         ) from error
     logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+class Termination:
+    """Whether the job was asked to end (SIGTERM), as a cloud does before it takes a machine back.
+
+    Several processes get the same answer at the same step, whichever of them was asked. To be used
+    as a context manager, in the main thread.
+    """
+
+    def __enter__(self) -> Termination:
+        self.asked = False
+        self.alone = jax.process_count() == 1
+        if self.alone:
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.alone:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def at(self, step: int) -> bool:
+        """To be asked once after each step, by all processes."""
+        if self.alone:
+            return self.asked
+        return multihost_utils.reached_preemption_sync_point(step)
 
 
 def is_writer() -> bool:

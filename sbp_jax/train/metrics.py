@@ -100,7 +100,9 @@ def read_metrics(directory: epath.PathLike) -> list[dict[str, Any]]:
 
 def _flat(values: dict[str, Any], prefix: str = ""):
     for name, value in values.items():
+        if isinstance(value, list):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}/")
-        elif value is not None:
+        elif isinstance(value, int | float):
             yield prefix + name, value

@@ -23,6 +23,7 @@ class OptimizerConfig:
       warmup: share of all steps spent in linear warm-up from 0.
       weight_decay: decoupled (arXiv 1711.05101), times the learning rate; not on norm scales.
       clip_norm: gradients of a larger global norm are scaled down to it.
+      skip_norm: a step whose gradients are of a larger global norm, or no numbers, changes nothing.
       beta1: decay of the mean of gradients.
       beta2: decay of the mean of squared gradients.
       epsilon: added to the root of the latter.
@@ -33,6 +34,7 @@ class OptimizerConfig:
     warmup: float = 0.05
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    skip_norm: float = 1e4
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8

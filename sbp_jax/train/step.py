@@ -30,17 +30,23 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports, float32 scalars.
+    """What a step reports, float32.
 
     Attributes:
       loss: nats per weighted token, over the whole batch.
       weight: sum of the batch's loss weights.
       gradient_norm: before clipping.
+      skipped: 1 if the update was left out, for a loss or gradients that are no numbers, or for a
+        norm beyond `OptimizerConfig.skip_norm`.
+      rms: root mean squares of gradients and of updates by group of parameters (`groups_rms`),
+        zeros but for every `rms_every`th step.
     """
 
     loss: jax.Array
     weight: jax.Array
     gradient_norm: jax.Array
+    skipped: jax.Array
+    rms: dict[str, dict[str, jax.Array]]
 
 
 def parameter_shardings(config: DecoderConfig, layout: Layout) -> Any:
@@ -126,6 +132,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     layout: Layout,
     *,
+    skip_norm: float = float("inf"),
+    rms_every: int = 1000,
     compute: ComputeConfig | None = None,
     dropout: float = 0.0,
     z_loss: float = 0.0,
@@ -165,11 +173,44 @@ def make_train_step(
         scale = 1 / jnp.maximum(sums.weight, 1e-9)
         gradients = jax.tree.map(lambda g: g * scale, gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
-        metrics = StepMetrics(sums.loss * scale, sums.weight, optax.global_norm(gradients))
-        return TrainState(parameters, optimizer_state), metrics
+        updated = TrainState(optax.apply_updates(state.parameters, updates), optimizer_state)
+        mean, norm = sums.loss * scale, optax.global_norm(gradients)
+        skipped = ~(jnp.isfinite(mean) & (norm <= skip_norm))
+        state = jax.tree.map(lambda new, old: jnp.where(skipped, old, new), updated, state)
+        rms = jax.lax.cond(
+            step % rms_every == 0,
+            lambda: {"gradient": groups_rms(gradients), "update": groups_rms(updates)},
+            lambda: dict.fromkeys(("gradient", "update"), _zeros_of(groups_rms, gradients)),
+        )
+        return state, StepMetrics(mean, sums.weight, norm, skipped.astype(jnp.float32), rms)
 
     return jax.jit(step_fn, donate_argnums=0)
+
+
+def groups_rms(parameters: Any) -> dict[str, jax.Array]:
+    """Root mean squares by group: embedding, head, norms, and of each block attention and MLP.
+
+    Args:
+      parameters: nested dict like the model's, of parameters or something of their shapes.
+
+    Returns:
+      Float32 scalars; for blocks float32 [layers].
+    """
+    sums: dict[str, list[jax.Array]] = {}
+    sizes: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        names = [key.key for key in path]
+        stacked = names[0] == "blocks"
+        group = ".".join(names[:2]) if stacked else names[0]
+        axes = tuple(range(1 if stacked else 0, leaf.ndim))
+        sums.setdefault(group, []).append(jnp.sum(jnp.square(leaf.astype(jnp.float32)), axes))
+        sizes[group] = sizes.get(group, 0) + leaf.size // (leaf.shape[0] if stacked else 1)
+    return {group: jnp.sqrt(sum(parts) / sizes[group]) for group, parts in sums.items()}
+
+
+def _zeros_of(function: Callable, *arguments: Any) -> Any:
+    shapes = jax.eval_shape(function, *arguments)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def make_evaluation_step(
