@@ -7,6 +7,7 @@ step, which is the row position as well; tokens seen per source; held-out loss).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from sbp_jax import artifacts
 from sbp_jax.errors import Stopped, UserError
-from sbp_jax.model.decoder import DecoderConfig, structure
+from sbp_jax.model.decoder import DecoderConfig, RopeScaling, structure
 
 CHECKPOINTS = "checkpoints"
 
@@ -163,12 +164,33 @@ def model_config(directory: epath.PathLike) -> DecoderConfig:
       UserError: there is none, or it is the artefact of another stage.
     """
     manifest = artifacts.read_manifest(directory)
-    if manifest.stage != "train":
+    if manifest.stage not in ("train", "import_hf"):
         raise UserError(
             f"{directory} was made by `sbp {manifest.stage}`: expected the directory of `sbp train`"
         )
-    fields = {name: value for name, value in manifest.config["model"].items() if name}
-    return DecoderConfig(**fields)
+    fields = _fields(manifest.config["model"])
+    scaling = fields.pop("rope_scaling", None)
+    return DecoderConfig(
+        **fields, rope_scaling=RopeScaling(**_fields(scaling)) if scaling else None
+    )
+
+
+def _fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a dataclass as a manifest holds it, without its name."""
+    return {name: item for name, item in value.items() if name}
+
+
+def save_parameters(directory: epath.PathLike, parameters: Any) -> None:
+    """A checkpoint of step 0 of parameters that were not trained here."""
+    with ocp.CheckpointManager(epath.Path(directory).absolute()) as manager:
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardSave(parameters),
+                progress=ocp.args.JsonSave({"step": 0}),
+            ),
+        )
+        manager.wait_until_finished()
 
 
 def load_parameters(

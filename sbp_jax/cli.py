@@ -44,7 +44,10 @@ STAGES = {
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
+    "import-hf": "sbp_jax.exchange:import_hf",
+    "export-hf": "sbp_jax.exchange:export_hf",
 }
+OF_A_PATH = ("import-hf", "export-hf")
 # What the processes of a job may run together; of the others each would write the same files.
 OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
 RUN_DIR_MACRO = "RUN_DIR"
@@ -69,6 +72,11 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     result.add_argument("stage", help="one of: " + ", ".join(STAGES))
+    result.add_argument(
+        "path",
+        nargs="?",
+        help="import-hf: folder of a Hugging Face model; export-hf: train artefact",
+    )
     result.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
     )
@@ -123,8 +131,15 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
         if flags.topology is None:
             raise UserError("--topology is missing: name a TPU slice, e.g. --topology=v5p:4x4x4")
         return functions["plan"](flags.topology, flags.slices, flags.json, flags.hlo)
+    if (flags.stage in OF_A_PATH) != (flags.path is not None):
+        wanted = "needs a path" if flags.path is None else f"takes no path, and got {flags.path}"
+        raise UserError(f"{wanted}: `sbp --help` tells what there is")
+    if flags.stage == "export-hf":
+        functions["export-hf"](flags.path)
+        return 0
     passed_on = _arguments(flags, bindings)
-    run = artifacts.Run(run_directory(), flags.scope or flags.stage, passed_on)
+    scope = flags.scope or flags.stage.replace("-", "_")
+    run = artifacts.Run(run_directory(), scope, passed_on)
     if flags.stage == "bootstrap" and flags.coordinator:
         raise UserError(
             "bootstrap runs on one host: on several, launch its stages one by one with --scope"
@@ -137,7 +152,7 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
             "without --coordinator"
         )
     with gin.config_scope(run.scope):
-        functions[flags.stage](run)
+        functions[flags.stage](run, *([flags.path] if flags.path else []))
     return 0
 
 

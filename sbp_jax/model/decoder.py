@@ -28,6 +28,35 @@ from sbp_jax.settings import configurable
 
 @configurable
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotations for longer texts, as Llama 3.1 has them.
+
+    Frequencies that turn less than `low_frequency_factor` times over the original length are
+    divided by `factor`, those that turn more than `high_frequency_factor` times stay, and between
+    them the two are blended.
+
+    Attributes:
+      factor: by which the slow ones are slowed.
+      low_frequency_factor: turns, below `high_frequency_factor`.
+      high_frequency_factor: turns.
+      original_length: tokens, of the texts trained on before.
+    """
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+    def __call__(self, frequencies: jax.Array) -> jax.Array:
+        """Scaled frequencies, in radians a token."""
+        turns = self.original_length * frequencies / (2 * jnp.pi)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+@configurable
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Shape and numerics of a decoder.
 
@@ -40,6 +69,7 @@ class DecoderConfig:
       head_size: H, even.
       hidden: F, width of the SwiGLU layer.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: how they are scaled; None for not at all.
       norm_epsilon: added to the mean square in RMSNorm.
       qk_norm: normalise queries and keys per head before the rotation.
       tied: the embedding serves as output layer too.
@@ -54,6 +84,7 @@ class DecoderConfig:
     head_size: int = gin.REQUIRED
     hidden: int = gin.REQUIRED
     rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
     norm_epsilon: float = 1e-5
     qk_norm: bool = True
     tied: bool = True
@@ -100,10 +131,12 @@ def no_dropout(x_BLD: jax.Array) -> jax.Array:
     return x_BLD
 
 
-def rotations(positions_BL: jax.Array, head_size: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotations(config: DecoderConfig, positions_BL: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cosines and signed sines of the rotary embedding's angles, float32 [B, 1, L, H]."""
-    half = head_size // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    half = config.head_size // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling:
+        frequencies = config.rope_scaling(frequencies)
     angles_B1LH = positions_BL[:, None, :, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles_B1LH), jnp.sin(angles_B1LH)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
@@ -288,7 +321,7 @@ class Decoder(nnx.Module):
         """
         c, compute = self.config, compute or ComputeConfig()
         constrain = layout.constrain if layout else (lambda x, *names: x)
-        rotations_B1LH = rotations(positions_BL, c.head_size, c.rope_theta)
+        rotations_B1LH = rotations(c, positions_BL)
         attend = packed_attention(compute.attention, segment_ids_BL, layout)
         x_BLD = self.embed(tokens_BL, layout)
         if dropout:
@@ -390,7 +423,7 @@ class Unstacked(nnx.Module):
         positions_SL = start_S[:, None] + jnp.arange(length)
         rows_S1 = jnp.arange(slots)[:, None]
         mask_SLM = cache_mask(positions_SL, cache[0][0].shape[2])
-        rotations_S1LH = rotations(positions_SL, self.config.head_size, self.config.rope_theta)
+        rotations_S1LH = rotations(self.config, positions_SL)
         x_SLD = self.outer.embed(tokens_SL)
         extended: Cache = []
         for block, (keys, values) in zip(self.layers, cache, strict=True):

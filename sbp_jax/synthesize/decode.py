@@ -49,8 +49,7 @@ def decode(
     length = cache[0][0].shape[2]
     seen_S11M = (jnp.arange(length) <= positions_S[:, None])[:, None, None]
     x_S1D = model.outer.embed(tokens_S[:, None])
-    c = model.config
-    rotations_S11H = rotations(positions_S[:, None], c.head_size, c.rope_theta)
+    rotations_S11H = rotations(model.config, positions_S[:, None])
     extended: Cache = []
     for block, (keys, values) in zip(model.layers, cache, strict=True):
 

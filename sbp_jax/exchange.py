@@ -1,0 +1,59 @@
+"""The commands `sbp import-hf` and `sbp export-hf`: checkpoints from and for Hugging Face."""
+
+from __future__ import annotations
+
+import jax
+from absl import logging
+from etils import epath
+
+from sbp_jax import artifacts
+from sbp_jax.checkpoints import CHECKPOINTS, load_parameters, model_config, save_parameters
+from sbp_jax.errors import UserError
+from sbp_jax.model import hugging_face
+from sbp_jax.model.decoder import parameter_count
+from sbp_jax.settings import configurable
+
+
+def import_hf(run: artifacts.Run, directory: str) -> None:
+    """Makes a checkpoint of a folder of weights: what `start_from` and `synthesize` can read.
+
+    Args:
+      run: names the artefact.
+      directory: config.json and safetensors, Llama or Qwen3.
+    """
+    source = epath.Path(directory)
+    config = hugging_face.read_config(source)
+    files = [p for p in sorted(source.iterdir()) if p.suffix in (".json", ".safetensors")]
+    stage = artifacts.begin(
+        run,
+        "import_hf",
+        config={"model": config},
+        inputs={path.name: path for path in files},
+        code=("sbp_jax.model.hugging_face", "sbp_jax.checkpoints"),
+    )
+    if stage.finished:
+        return
+    parameters = hugging_face.read_parameters(source, config)
+    save_parameters(stage.work / CHECKPOINTS, jax.tree.map(jax.numpy.asarray, parameters))
+    stage.commit({"parameters": parameter_count(config)})
+
+
+@configurable
+def export_hf(
+    run: str, *, out: str | None = None, step: int | str = "last", dtype: str = "bfloat16"
+) -> None:
+    """Writes a checkpoint as a folder that `transformers` reads.
+
+    Args:
+      run: directory of the train artefact.
+      out: the folder; by default `RUN.hf`.
+      step: which checkpoint: `last`, `best`, or a step.
+      dtype: of the tensors, `bfloat16`, `float16` or `float32`.
+    """
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise UserError(f"export_hf.dtype = {dtype!r}: bfloat16, float16 or float32")
+    config = model_config(run)
+    parameters, info = load_parameters(run, step=step)
+    target = out or f"{run.rstrip('/')}.hf"
+    files = hugging_face.write(target, config, parameters, dtype=dtype)
+    logging.info("step %d of %s: %s in %s", info.step, run, ", ".join(files), target)
