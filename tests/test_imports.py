@@ -18,8 +18,8 @@ FLOORS = [
     {"parallel"},
     {"text", "model"},
     {"data", "checkpoints"},
-    {"train", "pair", "synthesize"},
-    {"evaluate", "report"},
+    {"train", "pair", "synthesize", "exchange"},
+    {"evaluate", "report", "plan"},
     {"bootstrap"},
     {"cli"},
 ]
