@@ -21,11 +21,11 @@ GIN = """
 train.rows = 'rows/real'
 train.model = @DecoderConfig()
 train.optimizer = @OptimizerConfig()
-train.steps = 12
+train.steps = 60
 train.batch_size = 8
 train.dropout = 0.1
 train.log_every = 1
-train.checkpoint_every = 6
+train.checkpoint_every = 10
 DecoderConfig.vocab_size = 320
 DecoderConfig.width = 16
 DecoderConfig.layers = 2
@@ -97,10 +97,16 @@ def losses(directory) -> list[float]:
     return [line["loss"] for line in metrics.read_metrics(directory) if "loss" in line]
 
 
-def test_what_two_processes_began_one_ends(run):
+@pytest.fixture(scope="module")
+def one(run):
+    """What one process learns."""
+    sbp(run, "train", "--scope=one", processes=1)
+    return run / "one"
+
+
+def test_what_two_processes_began_one_ends(run, one):
     """Killed after a checkpoint; the rest of the steps read the same rows on one host."""
-    longer = ("--gin.train.steps=60", "--gin.train.checkpoint_every=10")
-    children = start(run, "train", "--scope=moved", *longer, processes=2)
+    children = start(run, "train", "--scope=moved", processes=2)
     try:
         deadline = time.monotonic() + 200
         while not (run / "moved.partial/checkpoints/10").exists():
@@ -112,17 +118,15 @@ def test_what_two_processes_began_one_ends(run):
             child.kill()
             child.communicate()
     assert not (run / "moved").exists()
-    assert "goes on from step" in sbp(run, "train", "--scope=moved", *longer, processes=1)
-    sbp(run, "train", "--scope=stayed", *longer, processes=1)
+    assert "goes on from step" in sbp(run, "train", "--scope=moved", processes=1)
     assert len(losses(run / "moved")) == 60
-    np.testing.assert_allclose(losses(run / "moved"), losses(run / "stayed"), rtol=1e-4)
+    np.testing.assert_allclose(losses(run / "moved"), losses(one), rtol=1e-4)
 
 
-def test_two_processes_learn_and_write_what_one_does(run):
+def test_two_processes_learn_and_write_what_one_does(run, one):
     sbp(run, "train", "--scope=several", processes=2)
-    sbp(run, "train", "--scope=one", processes=1)
-    assert len(losses(run / "one")) == 12
-    np.testing.assert_allclose(losses(run / "several"), losses(run / "one"), rtol=1e-5)
+    assert len(losses(one)) == 60
+    np.testing.assert_allclose(losses(run / "several"), losses(one), rtol=1e-5)
     for count, scope in ((2, "scores_of_several"), (1, "scores_of_one")):
         sbp(run, "evaluate", f"--scope={scope}", processes=count)
     scores = [
@@ -133,7 +137,7 @@ def test_two_processes_learn_and_write_what_one_does(run):
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
     sbp(run, "synthesize", "--scope=by_several", processes=2)
     sbp(run, "synthesize", "--scope=by_one", processes=1)
-    several, one = (
+    several, alone = (
         {
             path.name: path.read_bytes()
             for path in (run / scope).iterdir()
@@ -141,5 +145,5 @@ def test_two_processes_learn_and_write_what_one_does(run):
         }
         for scope in ("by_several", "by_one")
     )
-    assert several == one
+    assert several == alone
     assert artifacts.read_manifest(run / "by_several").counts["tokens"] >= 1500

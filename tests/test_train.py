@@ -93,8 +93,7 @@ def test_loss_and_update_do_not_depend_on_mesh_or_accumulation(run_directory):
     assert found.loss > 3
     layouts = [
         (MeshConfig(data=8), 8, 1),
-        (MeshConfig(data=1, fsdp=8), 8, 1),
-        (MeshConfig(data=2, fsdp=2, tensor=2), 8, 2),
+        (MeshConfig(slices=2, data=1, fsdp=2, tensor=2), 8, 2),
         (ONE_DEVICE, 1, 16),
     ]
     for mesh, devices, accumulation_steps in layouts:
@@ -123,6 +122,7 @@ def test_training_learns_and_reports(run_directory):
     assert counts["dev_loss"] == dev[-1]
     assert counts["best_dev_loss"] == min(dev)
     assert counts["train_tokens"] == 40 * 8 * 32
+    assert counts["skipped_steps"] == 0
     assert counts["sources"]["real"]["rows"] == 320
     assert list((out / "tensorboard").iterdir())
     best, info = load_parameters(out, step="best")
@@ -283,10 +283,8 @@ def test_updates_without_numbers_are_left_out_and_too_many_stop_the_run(run_dire
 
 
 def test_a_step_of_exploding_gradients_changes_nothing(run_directory):
-    tame = call(run_directory, "tame", optimizer=dataclasses.replace(OPTIMIZER, skip_norm=1e9))
     careful = dataclasses.replace(OPTIMIZER, skip_norm=1e-9)
     still = call(run_directory, "still", optimizer=careful, stop_after_skipped=13, seed=0)
-    assert artifacts.read_manifest(tame).counts["skipped_steps"] == 0
     assert artifacts.read_manifest(still).counts["skipped_steps"] == 12
     layout = make_layout(ONE_DEVICE, jax.devices()[:1])
     fresh = init_state(MODEL, make_optimizer(OPTIMIZER, 12), layout, seed=0)

@@ -154,7 +154,7 @@ def _compile(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
             raise
         return Program(False, _needed(str(error), chip.hbm_bytes), chip.hbm_bytes)
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -188,6 +188,8 @@ def _compile(
 def _needed(message: str, hbm_bytes: int) -> int:
     """The bytes that the compiler asked for; one more than there are where it does not say."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    if match := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message):
-        return int(float(match[1]) * units[match[2]])
+    size = r"([\d.]+)([KMGT])"
+    for pattern in (rf"Used {size} of [\d.]+[KMGT] hbm", rf"\({size}\) exceeds available HBM"):
+        if match := re.search(pattern, message):
+            return int(float(match[1]) * units[match[2]])
     return hbm_bytes + 1

@@ -1,0 +1,202 @@
+"""`sbp plan`: programs compiled for slices that are not here, read and judged."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import gin
+import pytest
+
+from sbp_jax import cli
+from sbp_jax.errors import UserError
+from sbp_jax.plan import hlo, topology
+from sbp_jax.plan.programs import TrainStep, compile_train_step
+from sbp_jax.plan.stage import PlanConfig  # noqa: F401  (gin must know it)
+
+MODEL = """
+DecoderConfig.vocab_size = 256
+DecoderConfig.width = 128
+DecoderConfig.layers = 2
+DecoderConfig.heads = 2
+DecoderConfig.kv_heads = 1
+DecoderConfig.head_size = 128
+DecoderConfig.hidden = 256
+PlanConfig.length = 256
+PlanConfig.prompt_length = 16
+PlanConfig.max_length = 16
+PlanConfig.slots = 4
+"""
+HLO = """HloModule jit_step, is_scheduled=true
+
+%body (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %fusion.1 = bf16[8,4]{1,0} fusion(%x), backend_config={"estimated_cycles":"100"}
+  %all-gather.2 = bf16[16,4]{1,0} all-gather(%fusion.1), dimensions={0}
+  ROOT %t = (s32[], bf16[8,4]) tuple(%i, %fusion.1)
+}
+
+%condition (p: (s32[], bf16[8,4])) -> pred[] {
+  %constant.7 = s32[] constant(5)
+  ROOT %lt = pred[] compare(%i, %constant.7), direction=LT
+}
+
+%little (p: f32[2]) -> f32[2] {
+  ROOT %fusion.3 = f32[2]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"7"}
+}
+
+%large (p: f32[2]) -> f32[2] {
+  ROOT %fusion.4 = f32[2]{0} fusion(%p), kind=kLoop, backend_config={"estimated_cycles":"70"}
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %while.1 = (s32[], bf16[8,4]) while(%init), condition=%condition, body=%body
+  %splash_fwd.12 = bf16[8,4]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
+  %all-reduce-start.1 = (f32[10]{0}, s8[6]{0}) all-reduce-start(%a), to_apply=%add
+  %cond.1 = f32[2]{0} conditional(%p, %a, %a), branch_computations={%little, %large}
+  ROOT %fusion.9 = f32[2]{0} fusion(%a), kind=kLoop, backend_config={"estimated_cycles":"1000"}
+}
+"""
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gin").write_text(MODEL)
+    return tmp_path
+
+
+def plan(*arguments: str) -> int:
+    gin.clear_config()
+    return cli.main(["plan", "--gin_file=model.gin", *arguments])
+
+
+def test_cycles_and_collectives_are_summed_as_often_as_they_run():
+    found = hlo.estimate(HLO)
+    assert found.cycles == 5 * 100 + 70 + 1000
+    assert found.collectives == {
+        "all-gather": hlo.Collective(5, 5 * 128),
+        "all-reduce": hlo.Collective(1, 46),
+    }
+    assert found.kernels == {"splash_fwd": 1}
+
+
+def test_a_model_is_planned_for_a_slice(model, capsys):
+    assert plan("--topology=v5e:2x2", "--json", "--hlo=kept", "--verbosity=error") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chips"] == 4
+    assert found["batch_size"] == 16
+    assert found["fits"]
+    assert found["hbm_bytes"] == 16 * 2**30
+    assert 1e6 < found["bytes_per_chip"] < 1e9
+    assert 0 < found["mfu"] < 1
+    assert found["step_seconds"] == found["compiler_seconds"] + found["kernel_seconds"]
+    assert found["kernel_seconds"] > 0
+    assert found["collectives"]["all-gather"]["bytes"] > 0
+    assert set(found["programs"]) == {"pretrain", "prefill", "decode"}
+    texts = {path.name: path.read_text() for path in pathlib.Path("kept").iterdir()}
+    assert set(texts) == {"train_step.hlo", "prefill.hlo", "decode.hlo"}
+    assert hlo.estimate(texts["train_step.hlo"]).cycles == found["compiler_cycles"]
+    assert "splash" in texts["train_step.hlo"]
+
+
+def test_out_of_memory_is_an_answer(model, capsys):
+    from sbp_jax.plan import stage
+
+    def too_large(step, slice_):
+        program = compile_train_step(step, slice_)
+        assert not program.fits
+        assert program.bytes_per_chip > program.hbm_bytes
+        return program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "compile_train_step", too_large)
+        wide = ["DecoderConfig.width=8192", "DecoderConfig.hidden=65536", "DecoderConfig.layers=24"]
+        bindings = [f"--gin.{binding}" for binding in wide]
+        patch.setattr(stage, "compile_sampler", lambda *_: {})
+        code = plan("--topology=v5e:2x2", *bindings, "--gin.ComputeConfig.scan_layers=True")
+    assert code == 3
+    said = capsys.readouterr().out
+    assert "NO" in said
+    assert "ComputeConfig.remat" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--topology is missing"),
+        (["--topology=v5p:4x4"], "expected one of v4:AxBxC up to 16x16x16, v5e:AxB"),
+        (["--topology=v9:2x2"], "--topology=v9:2x2: unknown"),
+        (["--topology=v5e:32x16"], "larger than a pod of v5e"),
+        (["--topology=v5e:2x2", "--slices=0"], "--slices=0"),
+        (["--topology=v5e:3x3"], "choose a size that Cloud TPU offers"),
+        (
+            [
+                "--topology=v5e:2x2",
+                "--gin.train.batch_size=6",
+                "--gin.train.rows='rows'",
+            ],
+            "pretrain on v5e:2x2: batch_size = 6 is no multiple of 4",
+        ),
+        (
+            ["--topology=v5e:2x2", "--gin.DecoderConfig.width=126"],
+            "its dimension embed of 126 cannot be divided",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(model, capfd, arguments, message):
+    assert plan(*arguments) == 2
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("sbp ")]
+    assert message in line
+
+
+def test_an_experiment_is_planned_stage_by_stage(model):
+    from sbp_jax.plan import stage
+
+    pathlib.Path("experiment.gin").write_text(
+        MODEL
+        + """
+include 'stages/bootstrap.gin'
+VOCAB_SIZE = 256
+ROW_LENGTH = 512
+PAIR_LENGTH = 1024
+SEED_LENGTH = 100
+TARGET_LENGTH = 200
+STEPS = 1000
+BATCH_SIZE = 32
+REAL_TASK = 'a'
+ORACLE_TASK = 'b'
+DEV_TASK = 'c'
+HELDOUT_TASK = 'd'
+SYNTHETIC_TOKENS = 5
+REAL_SHARE = 0.5
+SYNTHETIC_SHARE = 0.5
+SEED = 0
+RUN_DIR = 'x'
+OptimizerConfig.learning_rate = 1e-3
+pair.alpha = 0.5
+tune/train.steps = 10
+"""
+    )
+    gin.clear_config()
+    cli.configure(["experiment.gin"], [])
+    trainings = stage._trainings(topology.parse("v5e:2x2"))
+    assert list(trainings) == ["pretrain", "tune", "joint", "oracle"]
+    assert {name: training.steps for name, training in trainings.items()} == {
+        "pretrain": 1000,
+        "tune": 10,
+        "joint": 1000,
+        "oracle": 1000,
+    }
+    lengths = {name: training.step.length for name, training in trainings.items()}
+    assert lengths == {"pretrain": 512, "tune": 1024, "joint": 512, "oracle": 512}
+    assert trainings["pretrain"].step == trainings["joint"].step
+    assert isinstance(trainings["tune"].step, TrainStep)
+    assert stage._sampler(trainings["tune"].step.model).prompt_length == 102
+
+
+def test_a_slice_of_a_name_and_its_chips():
+    found = topology.parse("v5p:4x4x4", slices=2)
+    assert found.chips == 128
+    assert str(found) == "2 × v5p:4x4x4"
+    with pytest.raises(UserError, match="unknown"):
+        topology.parse("v5p")
