@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from flax import nnx
 from made_rows import rewrite_weights, sentences, write_rows_artefact
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters
 from sbp_jax.data import loader, rows
 from sbp_jax.errors import Stopped, UserError
-from sbp_jax.model.decoder import DecoderConfig
+from sbp_jax.model.decoder import DecoderConfig, structure
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.train import log, loop, metrics
 from sbp_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, schedule
@@ -157,6 +158,7 @@ def plan(directory, slots: int) -> list[loader.Share]:
 KILLED = """
 import os, signal, sys
 from etils import epath
+from flax import nnx
 sys.path.insert(0, {tests!r})
 import test_train
 from sbp_jax.train import log
@@ -385,6 +387,57 @@ def test_a_profile_is_taken_on_demand(run_directory, monkeypatch):
     (folder,) = (out / "profile").iterdir()
     assert folder.name == "step_3"
     assert list(pathlib.Path(folder).rglob("*.xplane.pb"))
+
+
+def sizes_after_training(width: int, tied: bool, base_width: int | None) -> dict[str, float]:
+    """How far a few steps move the residual stream and the logits, root mean square."""
+    model = dataclasses.replace(
+        MODEL,
+        width=width,
+        heads=width // 16,
+        kv_heads=width // 32,
+        head_size=16,
+        hidden=2 * width,
+        tied=tied,
+    )
+    optimizer = make_optimizer(
+        OptimizerConfig(1e-2, warmup=0.0, weight_decay=0.0, base_width=base_width), 1000
+    )
+    layout = make_layout(ONE_DEVICE, jax.devices()[:1])
+    state = init_state(model, optimizer, layout, seed=0)
+    graph, _ = structure(model)
+    tokens = np.random.default_rng(0).integers(0, 64, (4, 16)).astype(np.int32)
+    ones = np.ones_like(tokens)
+    positions = np.tile(np.arange(16, dtype=np.int32), (4, 1))
+    batch = rows.Row(
+        inputs=tokens,
+        targets=np.roll(tokens, -1, 1),
+        segment_ids=ones,
+        positions=positions,
+        loss_weights=ones.astype(np.float32),
+    )
+
+    @jax.jit
+    def look(parameters):
+        decoder = nnx.merge(graph, parameters)
+        stream = decoder.hidden_states(tokens, ones, positions)
+        return {"stream": stream, "logits": decoder.logits(stream)}
+
+    before = look(state.parameters)
+    step = make_train_step(model, optimizer, layout)
+    for index in range(4):
+        state, _ = step(state, batch, jax.random.key(0), index)
+    moved = jax.tree.map(np.subtract, look(state.parameters), before)
+    return {name: float(np.sqrt(np.mean(np.square(x)))) for name, x in moved.items()}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_with_a_base_width_activations_move_alike_at_any_width(tied):
+    narrow, wide = (sizes_after_training(width, tied, base_width=64) for width in (64, 1024))
+    for name in narrow:
+        assert 0.4 < wide[name] / narrow[name] < 2.0, (name, narrow, wide)
+    without = sizes_after_training(1024, tied, base_width=None)
+    assert without["logits"] > 4 * narrow["logits"]
 
 
 def test_schedule_and_decay_mask():

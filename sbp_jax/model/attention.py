@@ -50,17 +50,15 @@ def packed_attention(
         if chosen == "splash":
             return _splash(q_BNLH, k_BKLH, v_BKLH, segment_ids_BL, layout)
         mask_BLM = segment_mask(segment_ids_BL)
-        return attention(q_BNLH, k_BKLH, v_BKLH, mask_BLM, implementation=chosen)
+        if chosen == "cudnn":
+            return _cudnn(q_BNLH, k_BKLH, v_BKLH, mask_BLM)
+        return attention(q_BNLH, k_BKLH, v_BKLH, mask_BLM)
 
     return attend
 
 
 def attention(
-    q_BNLH: jax.Array,
-    k_BKMH: jax.Array,
-    v_BKMH: jax.Array,
-    mask_BLM: jax.Array,
-    implementation: Literal["xla", "cudnn"] = "xla",
+    q_BNLH: jax.Array, k_BKMH: jax.Array, v_BKMH: jax.Array, mask_BLM: jax.Array
 ) -> jax.Array:
     """Grouped-query attention under any mask; the softmax runs in float32.
 
@@ -69,14 +67,24 @@ def attention(
       k_BKMH: keys.
       v_BKMH: values.
       mask_BLM: bool, True where a query may look; no row may be False throughout.
-      implementation: JAX's, `xla` or `cudnn`.
 
     Returns:
       [B, N, L, H], in the dtype of the queries.
     """
+    batch, heads, _, size = q_BNLH.shape
+    kv_heads = k_BKMH.shape[1]
+    # The queries that share keys, G = N / K · L of them, are the rows of one product.
+    q_BKGH = (q_BNLH * size**-0.5).reshape(batch, kv_heads, -1, size)
+    mask_B1GM = jnp.tile(mask_BLM[:, None], (1, 1, heads // kv_heads, 1))
+    scores_BKGM = jnp.matmul(q_BKGH, k_BKMH.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    shares_BKGM = jax.nn.softmax(jnp.where(mask_B1GM, scores_BKGM, -jnp.inf), axis=-1)
+    return jnp.matmul(shares_BKGM.astype(v_BKMH.dtype), v_BKMH).reshape(q_BNLH.shape)
+
+
+def _cudnn(q_BNLH, k_BKMH, v_BKMH, mask_BLM) -> jax.Array:
     q_BLNH, k_BMKH, v_BMKH = (x.swapaxes(1, 2) for x in (q_BNLH, k_BKMH, v_BKMH))
     o_BLNH = jax.nn.dot_product_attention(
-        q_BLNH, k_BMKH, v_BMKH, mask=mask_BLM[:, None], implementation=implementation
+        q_BLNH, k_BMKH, v_BMKH, mask=mask_BLM[:, None], implementation="cudnn"
     )
     return o_BLNH.swapaxes(1, 2)
 
