@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/train.py [--json] [--rounds=3] [--steps=15] [--peers=DIR]
 
-The same Llama (no query-key norm, untied, float32), the same batch, the same number of threads, AdamW
-with clipping, rows without padding. Each round runs every one of them in a fresh process; of a round
-the median step counts, after the first three steps, and of the rounds the median.
+The same Llama (no query-key norm, untied, float32), the same batch, the same number of threads,
+AdamW with clipping, rows without padding. Each round runs every one of them in a fresh process; of
+a round the median step counts, after the first three steps, and of the rounds the median.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def ours(case: dict) -> list[float]:
     import numpy as np
 
     from sbp_jax.data.rows import Row
+    from sbp_jax.model.compute import ComputeConfig
     from sbp_jax.model.decoder import DecoderConfig
     from sbp_jax.parallel.mesh import MeshConfig, make_layout
     from sbp_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -60,7 +61,8 @@ def ours(case: dict) -> list[float]:
     layout = make_layout(MeshConfig(), jax.devices()[:1])
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-3), 1000)
     state = init_state(model, optimizer, layout, seed=0)
-    step = make_train_step(model, optimizer, layout)
+    compute = ComputeConfig(scan_layers=False)  # as gin/hardware/cpu.gin has it
+    step = make_train_step(model, optimizer, layout, compute=compute)
     rng = np.random.default_rng(0)
     shape = case["batch_size"], case["length"]
     seconds = []

@@ -61,16 +61,16 @@ def write_rows_artefact(
     return run.out
 
 
-def rewrite_weights(directory: epath.Path, seed: int = 0) -> None:
+def rewrite_weights(directory: epath.Path, scale: float = 1.0) -> None:
     """Gives every row of an artefact uneven loss weights."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     artefact = rows.open_rows(directory)
     for source in artefact.sources.values():
         records = source.open()
         changed = []
         for index in range(source.rows):
             row = rows.decode(records[index], source.length)
-            weights = rng.uniform(0, 2, source.length) ** 3 * (row.segment_ids > 0)
+            weights = scale * rng.uniform(0, 2, source.length) ** 3 * (row.segment_ids > 0)
             changed.append(row._replace(loss_weights=weights.astype(np.float32)))
         rows.write_rows(source.directory, changed)
 

@@ -13,14 +13,13 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from flax import nnx
 from made_rows import rewrite_weights, sentences, write_rows_artefact
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters
 from sbp_jax.data import loader, rows
 from sbp_jax.errors import Stopped, UserError
-from sbp_jax.model.decoder import DecoderConfig, structure
+from sbp_jax.model.decoder import DecoderConfig
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.train import log, loop, metrics
 from sbp_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, schedule
@@ -58,6 +57,7 @@ def call(directory, scope="pretrain", **changes):
         "dev_rows": "rows/dev",
         "checkpoint_every": 4,
         "log_every": 1,
+        "rms_every": 6,
         "dropout": 0.1,
     }
     train(artifacts.Run(directory, scope), **{**options, **changes})
@@ -158,7 +158,6 @@ def plan(directory, slots: int) -> list[loader.Share]:
 KILLED = """
 import os, signal, sys
 from etils import epath
-from flax import nnx
 sys.path.insert(0, {tests!r})
 import test_train
 from sbp_jax.train import log
@@ -273,14 +272,14 @@ def test_rows_of_another_vocabulary_are_refused(run_directory):
 
 
 def test_updates_without_numbers_are_left_out_and_too_many_stop_the_run(run_directory):
-    wild = OptimizerConfig(learning_rate=1e30, warmup=0.0, clip_norm=1e30)
-    with pytest.raises(Stopped, match=r"3 updates in a row .* step 4 .* rows real \d+") as stopped:
-        call(run_directory, optimizer=wild, stop_after_skipped=3)
+    rewrite_weights(run_directory / "rows/real", np.nan)
+    with pytest.raises(Stopped, match=r"3 updates in a row .* step 3 .* rows real \d+") as stopped:
+        call(run_directory, stop_after_skipped=3)
     assert stopped.value.exit_code == 1
     lines = metrics.read_metrics(run_directory / "pretrain.partial")
     skipped = [line for line in lines if "skipped" in line]
-    assert [line["step"] for line in skipped] == [2, 3, 4]
-    read = [loader.RowOrder(plan(run_directory, 96), 0)[slot][1] for slot in range(8, 16)]
+    assert [line["step"] for line in skipped] == [1, 2, 3]
+    read = [loader.RowOrder(plan(run_directory, 96), 0)[slot][1] for slot in range(8)]
     assert skipped[0]["skipped"]["rows"] == f"real {' '.join(map(str, read))}"
 
 
@@ -361,7 +360,7 @@ def test_every_so_many_steps_a_checkpoint_is_kept_for_good(run_directory):
 
 
 def test_sizes_of_gradients_and_updates_are_told_by_group(run_directory):
-    out = call(run_directory, rms_every=6, optimizer=dataclasses.replace(OPTIMIZER, warmup=0.0))
+    out = call(run_directory)
     found = {line["step"]: line["rms"] for line in metrics.read_metrics(out) if "rms" in line}
     assert list(found) == [1, 7]
     for sizes in found[7].values():
@@ -370,8 +369,9 @@ def test_sizes_of_gradients_and_updates_are_told_by_group(run_directory):
         }
         assert all(len(sizes[g]) == 2 for g in sizes if g.startswith("blocks"))
         assert all(np.min(size) > 0 for size in sizes.values())
-    # Adam's first update is of the size of the learning rate, whatever the gradient's.
-    assert found[1]["update"]["blocks.mlp"] == pytest.approx([0.01, 0.01], rel=0.1)
+    # Adam's updates are of the size of the learning rate, whatever the gradient's.
+    assert 1e-3 < np.mean(found[7]["update"]["blocks.mlp"]) < 1e-2
+    assert found[7]["gradient"]["blocks.mlp"] != found[7]["update"]["blocks.mlp"]
 
 
 def test_a_profile_is_taken_on_demand(run_directory, monkeypatch):
@@ -387,57 +387,6 @@ def test_a_profile_is_taken_on_demand(run_directory, monkeypatch):
     (folder,) = (out / "profile").iterdir()
     assert folder.name == "step_3"
     assert list(pathlib.Path(folder).rglob("*.xplane.pb"))
-
-
-def sizes_after_training(width: int, tied: bool, base_width: int | None) -> dict[str, float]:
-    """How far a few steps move the residual stream and the logits, root mean square."""
-    model = dataclasses.replace(
-        MODEL,
-        width=width,
-        heads=width // 16,
-        kv_heads=width // 32,
-        head_size=16,
-        hidden=2 * width,
-        tied=tied,
-    )
-    optimizer = make_optimizer(
-        OptimizerConfig(1e-2, warmup=0.0, weight_decay=0.0, base_width=base_width), 1000
-    )
-    layout = make_layout(ONE_DEVICE, jax.devices()[:1])
-    state = init_state(model, optimizer, layout, seed=0)
-    graph, _ = structure(model)
-    tokens = np.random.default_rng(0).integers(0, 64, (4, 16)).astype(np.int32)
-    ones = np.ones_like(tokens)
-    positions = np.tile(np.arange(16, dtype=np.int32), (4, 1))
-    batch = rows.Row(
-        inputs=tokens,
-        targets=np.roll(tokens, -1, 1),
-        segment_ids=ones,
-        positions=positions,
-        loss_weights=ones.astype(np.float32),
-    )
-
-    @jax.jit
-    def look(parameters):
-        decoder = nnx.merge(graph, parameters)
-        stream = decoder.hidden_states(tokens, ones, positions)
-        return {"stream": stream, "logits": decoder.logits(stream)}
-
-    before = look(state.parameters)
-    step = make_train_step(model, optimizer, layout)
-    for index in range(4):
-        state, _ = step(state, batch, jax.random.key(0), index)
-    moved = jax.tree.map(np.subtract, look(state.parameters), before)
-    return {name: float(np.sqrt(np.mean(np.square(x)))) for name, x in moved.items()}
-
-
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_with_a_base_width_activations_move_alike_at_any_width(tied):
-    narrow, wide = (sizes_after_training(width, tied, base_width=64) for width in (64, 1024))
-    for name in narrow:
-        assert 0.4 < wide[name] / narrow[name] < 2.0, (name, narrow, wide)
-    without = sizes_after_training(1024, tied, base_width=None)
-    assert without["logits"] > 4 * narrow["logits"]
 
 
 def test_schedule_and_decay_mask():

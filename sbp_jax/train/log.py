@@ -98,7 +98,8 @@ class Log:
         (step, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
         self.record["step"] = step
-        self.record["loss_tokens"] += round(float(metrics.weight))
+        if np.isfinite(metrics.weight):
+            self.record["loss_tokens"] += round(float(metrics.weight))
         self.record["losses"] = [*self.record["losses"], float(metrics.loss)]
         self.rows_since += self.trainer.batch_size
         self.bar.update(1)
