@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -110,11 +111,15 @@ def bootstrap(run: artifacts.Run, *, arms: Sequence[str] = ARMS) -> None:
 def _run(call: StageCall, arguments: Sequence[str]) -> None:
     command = [sys.executable, "-m", "sbp_jax.cli", call.command, f"--scope={call.scope}"]
     child = subprocess.Popen([*command, *arguments])
+    # Whoever ends the bootstrap means the stage at work; training then saves before it ends.
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
         exit_code = child.wait()
     except KeyboardInterrupt:
         child.wait()  # the child was interrupted with us and ends by itself
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if exit_code:
         raise StageFailed(call, exit_code)
 

@@ -7,7 +7,7 @@ step, which is the row position as well; tokens seen per source; held-out loss).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from flax import nnx
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from sbp_jax import artifacts
 from sbp_jax.errors import Stopped, UserError
 from sbp_jax.model.decoder import DecoderConfig, RopeScaling, structure
+from sbp_jax.parallel import processes
 
 CHECKPOINTS = "checkpoints"
 
@@ -109,7 +109,8 @@ class Checkpointer:
     def restore(self, parameters: Any, optimizer: Any) -> tuple[Any, Any, dict] | None:
         """The newest checkpoint that can be read, onto the given shapes and shardings.
 
-        One that is damaged is set aside as `STEP.damaged`, and the one before it is taken.
+        Newer ones that cannot are then set aside as `STEP.damaged`. If none can be read, storage or
+        memory are at fault rather than each of them, and all are left as they are.
 
         Args:
           parameters: pytree of arrays, real or abstract.
@@ -122,7 +123,8 @@ class Checkpointer:
           Stopped: there are checkpoints, and none can be read.
         """
         steps = sorted(self.manager.all_steps(), reverse=True)
-        for step in steps:
+        for place, step in enumerate(steps):
+            restored = None
             try:
                 restored = self.manager.restore(
                     step,
@@ -134,26 +136,29 @@ class Checkpointer:
                 )
             except Exception as error:  # whatever a damaged file makes its reader raise
                 logging.warning(
-                    "checkpoint %d of %s cannot be read (%s): it is set aside for the one before",
+                    "checkpoint %d of %s cannot be read (%s): trying the one before",
                     step,
                     self.directory,
                     str(error).splitlines()[0] if str(error) else type(error).__name__,
                 )
-                self._set_aside(step)
-                continue
-            return restored["parameters"], restored["optimizer"], restored["progress"]
+            if processes.all_of(restored is not None):
+                assert restored is not None
+                self._set_aside(steps[:place])
+                return restored["parameters"], restored["optimizer"], restored["progress"]
         if steps:
             raise Stopped(
-                f"none of the checkpoints {sorted(steps)} of {self.directory} can be read: "
-                "they are set aside, the same command starts anew"
+                f"none of the checkpoints {sorted(steps)} of {self.directory} can be read: see why "
+                "above; nothing was changed. To start anew, delete them"
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set checkpoint {step} aside")
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if not steps:
+            return
+        if processes.is_writer():
+            for step in steps:
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        processes.wait_for_all(f"checkpoints {steps} are set aside")
         self.manager.reload()
 
 

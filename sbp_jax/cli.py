@@ -48,6 +48,10 @@ STAGES = {
     "export-hf": "sbp_jax.exchange:export_hf",
 }
 OF_A_PATH = ("import-hf", "export-hf")
+OF_A_PLAN = {"topology", "slices", "json", "hlo"}
+# What leaves no artefact in a run, and the flags that are about one.
+WITHOUT_A_RUN = ("plan", "export-hf")
+OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
 # What the processes of a job may run together; of the others each would write the same files.
 OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
 RUN_DIR_MACRO = "RUN_DIR"
@@ -93,7 +97,7 @@ def parser() -> Parser:
     result.add_argument("--num_processes", type=int)
     result.add_argument("--process_id", type=int)
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
-    result.add_argument("--slices", type=int, default=1, help="plan: how many of them")
+    result.add_argument("--slices", type=int, help="plan: how many of them")
     result.add_argument("--json", action="store_true", help="plan: print one JSON object")
     result.add_argument("--hlo", metavar="DIR", help="plan: keep the compiled programs' HLO there")
     result.add_argument(
@@ -124,16 +128,13 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
         raise UserError(
             f"--scope={flags.scope}: expected names of letters, digits and _, with / between them"
         )
+    _check_arguments(flags)
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
     configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
     if flags.stage == "plan":
-        if flags.topology is None:
-            raise UserError("--topology is missing: name a TPU slice, e.g. --topology=v5p:4x4x4")
-        return functions["plan"](flags.topology, flags.slices, flags.json, flags.hlo)
-    if (flags.stage in OF_A_PATH) != (flags.path is not None):
-        wanted = "needs a path" if flags.path is None else f"takes no path, and got {flags.path}"
-        raise UserError(f"{wanted}: `sbp --help` tells what there is")
+        slices = 1 if flags.slices is None else flags.slices
+        return functions["plan"](flags.topology, slices, flags.json, flags.hlo)
     if flags.stage == "export-hf":
         functions["export-hf"](flags.path)
         return 0
@@ -154,6 +155,22 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
     with gin.config_scope(run.scope):
         functions[flags.stage](run, *([flags.path] if flags.path else []))
     return 0
+
+
+def _check_arguments(flags: argparse.Namespace) -> None:
+    """Refuses what the stage would not look at, and names what it needs."""
+    if (flags.stage in OF_A_PATH) != (flags.path is not None):
+        wanted = "needs a path" if flags.path is None else f"takes no path, and got {flags.path}"
+        raise UserError(f"{wanted}: `sbp --help` tells what there is")
+    given = {
+        name for name, value in vars(flags).items() if value is not None and value is not False
+    }
+    unused = given & (OF_A_RUN if flags.stage in WITHOUT_A_RUN else set())
+    unused |= given & (OF_A_PLAN if flags.stage != "plan" else set())
+    if unused:
+        raise UserError(f"takes no --{min(unused)}: `sbp --help` tells what there is")
+    if flags.stage == "plan" and flags.topology is None:
+        raise UserError("--topology is missing: name a TPU slice, e.g. --topology=v5p:4x4x4")
 
 
 def _start_logging(verbosity: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import jax
 from absl import logging
 from etils import epath
+from flax import nnx
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import CHECKPOINTS, load_parameters, model_config, save_parameters
 from sbp_jax.errors import UserError
 from sbp_jax.model import hugging_face
-from sbp_jax.model.decoder import parameter_count
+from sbp_jax.model.decoder import parameter_count, structure
 from sbp_jax.settings import configurable
 
 
@@ -34,7 +35,8 @@ def import_hf(run: artifacts.Run, directory: str) -> None:
     if stage.finished:
         return
     parameters = hugging_face.read_parameters(source, config)
-    save_parameters(stage.work / CHECKPOINTS, jax.tree.map(jax.numpy.asarray, parameters))
+    # In the host's memory: the whole of a large model fits no single device.
+    save_parameters(stage.work / CHECKPOINTS, jax.device_put(parameters, _in_host_memory()))
     stage.commit({"parameters": parameter_count(config)})
 
 
@@ -53,7 +55,12 @@ def export_hf(
     if dtype not in ("bfloat16", "float16", "float32"):
         raise UserError(f"export_hf.dtype = {dtype!r}: bfloat16, float16 or float32")
     config = model_config(run)
-    parameters, info = load_parameters(run, step=step)
+    everywhere = jax.tree.map(lambda _: _in_host_memory(), nnx.to_pure_dict(structure(config)[1]))
+    parameters, info = load_parameters(run, step=step, shardings=everywhere)
     target = out or f"{run.rstrip('/')}.hf"
     files = hugging_face.write(target, config, parameters, dtype=dtype)
     logging.info("step %d of %s: %s in %s", info.step, run, ", ".join(files), target)
+
+
+def _in_host_memory() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])

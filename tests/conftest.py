@@ -26,3 +26,13 @@ def _no_gin_left_over():
     """Each test binds its own gin values."""
     yield
     gin.clear_config()
+
+
+# The longest modules first, so that no worker is left alone with one at the end.
+LONGEST = ("test_bootstrap", "test_train", "test_processes", "test_synthesize")
+
+
+def pytest_collection_modifyitems(items):
+    """Orders modules; within one the tests stay as they stand there."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))

@@ -83,6 +83,9 @@ def error_of(capfd) -> str:
         (["train", "--gin_file=train.gin", "--scope=../train"], "--scope=../train: expected"),
         (["train", "--gin_file=train.gin", "--process_id=1"], "need --coordinator"),
         (["train", "--gin_file=train.gin", "--coordinator=localhost:1"], "needs --num_processes"),
+        (["train", "--gin_file=train.gin", "--json"], "takes no --json"),
+        (["train", "elsewhere", "--gin_file=train.gin"], "takes no path, and got elsewhere"),
+        (["plan", "--gin_file=train.gin"], "takes no --run_dir"),
         (["evaluate", "--gin_file=train.gin"], "run/pretrain holds no finished artefact"),
         (["bootstrap", "--gin_file=train.gin", "--coordinator=auto"], "one host"),
         (

@@ -17,7 +17,7 @@ from sbp_jax.parallel.mesh import MeshConfig, make_layout
 
 
 def source(count: int, rate: float = 1.0, synthetic: bool = False, name: str = "s"):
-    return rows.RowSource(name, None, rate, count, count, count, count, count, 8, synthetic)
+    return rows.RowSource(name, None, rate, count, count, count, count, count, 8, 64, synthetic)
 
 
 def artefact(*sources):

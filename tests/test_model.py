@@ -66,6 +66,78 @@ def test_a_segment_changes_no_bit_of_another(backend):
         assert (before[~same] != after[~same]).any()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"remat": "minimal"},
+        {"remat": "full"},
+        {"remat": "full", "save": ("context", "gate")},
+        {"remat": "minimal", "offload": ("gate", "up")},
+        {"scan_layers": False},
+        {"scan_layers": False, "remat": "full"},
+        {"attention": "splash"},
+    ],
+    ids=str,
+)
+def test_how_a_pass_is_computed_does_not_change_its_gradient(options):
+    model = make()
+    graph, state = nnx.split(model)
+    tokens, segments, positions = packed(length=128)
+
+    def gradient(compute):
+        def loss(state):
+            model = nnx.merge(graph, state)
+            logits_BLV = model(tokens, segments, positions, compute=compute)
+            return jnp.sum(jnp.sin(logits_BLV) * (segments > 0)[..., None])
+
+        return jax.jit(jax.grad(loss))(state)
+
+    expected = gradient(ComputeConfig(attention="xla"))
+    found = gradient(ComputeConfig(**{"attention": "xla", **options}))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_full_remat_keeps_less_than_none():
+    _, state = nnx.split(model := make(dataclasses.replace(CONFIG, layers=8)))
+    graph, _ = nnx.split(model)
+    tokens, segments, positions = packed(length=128)
+
+    def temporaries(remat):
+        def loss(state):
+            compute = ComputeConfig(remat=remat)
+            return nnx.merge(graph, state)(tokens, segments, positions, compute=compute).sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(state).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    none, minimal, full = map(temporaries, ("none", "minimal", "full"))
+    assert full < minimal < none
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"attention": "flash"}, "ComputeConfig.attention = 'flash'"),
+        ({"remat": "some"}, "ComputeConfig.remat = 'some'"),
+        ({"save": ("logits",)}, "know no"),
+        ({"loss_block": 0}, "loss_block"),
+    ],
+)
+def test_a_wrong_way_to_compute_is_named(options, named):
+    with pytest.raises(UserError, match=named):
+        ComputeConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [("splash", "rows of a multiple of 128 tokens, these have 24"), ("cudnn", "NVIDIA GPUs")],
+)
+def test_a_backend_that_cannot_says_so(backend, message):
+    with pytest.raises(UserError, match=message):
+        logits(make(), *packed(), compute=ComputeConfig(attention=backend))
+
+
 def test_a_segment_in_a_row_is_what_it_is_alone():
     model = make()
     tokens, segments, positions = packed()

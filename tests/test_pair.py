@@ -205,7 +205,7 @@ def clustered(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
     [
         (search.SearchPlan("brute_force"), 1.0),
         (search.SearchPlan("hashed", reorder=200), 0.97),
-        (search.SearchPlan("tree", leaves=45, leaves_to_search=15, reorder=200), 0.95),
+        (search.SearchPlan("tree", leaves=45, leaves_to_search=25, reorder=200), 0.95),
     ],
 )
 def test_search_finds_what_exact_search_finds(plan, recall):

@@ -89,7 +89,7 @@ def test_rows_come_back_from_disk_as_they_were(tmp_path, monkeypatch):
     count, padding = rows.write_rows(epath.Path(tmp_path), iter(made))
     assert count == len(made) > 14
     assert padding == sum(int((row.segment_ids == 0).sum()) for row in made)
-    source = rows.RowSource("x", epath.Path(tmp_path), 1.0, count, 1, 1, 1, 1, 48)
+    source = rows.RowSource("x", epath.Path(tmp_path), 1.0, count, 1, 1, 1, 1, 48, 64)
     records = source.open()
     for index, row in enumerate(made):
         for field, wanted in zip(rows.decode(records[index], 48), row, strict=True):
@@ -97,6 +97,28 @@ def test_rows_come_back_from_disk_as_they_were(tmp_path, monkeypatch):
             np.testing.assert_array_equal(field, wanted)
     with pytest.raises(ValueError, match="takes 940 bytes"):
         rows.decode(records[0], 47)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row._replace(inputs=row.inputs + 60), "token 1.. is none of a vocabulary"),
+        (lambda row: row._replace(targets=row.targets - 60), "token -.. is none of a vocabulary"),
+        (
+            lambda row: rows.Row(*(x[:40] for x in row)),
+            "a row of 48 tokens takes 960 bytes, not 800",
+        ),
+    ],
+)
+def test_a_row_that_is_none_is_named(tmp_path, change, message):
+    made = list(rows.pack((rows.document_piece(d, BOS, EOS) for d in sentences(20, 64, 0)), 48))
+    made[1] = change(made[1])
+    count, _ = rows.write_rows(epath.Path(tmp_path), iter(made))
+    source = rows.RowSource("x", epath.Path(tmp_path), 1.0, count, 1, 1, 1, 1, 48, 64)
+    records = source.open()
+    source.read(records, 0)
+    with pytest.raises(UserError, match=rf"row 1 of .* is damaged \({message}"):
+        source.read(records, 1)
 
 
 def test_missing_shards_are_noticed(tmp_path):

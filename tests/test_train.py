@@ -187,19 +187,9 @@ def test_killed_and_started_again_it_is_as_if_it_never_was(run_directory, step):
     assert counts[0] == counts[1]
 
 
-def test_resumed_on_another_mesh_it_reads_the_same_rows(run_directory, monkeypatch):
+def test_resumed_on_another_mesh_it_reads_the_same_rows(run_directory):
     call(run_directory, "whole", mesh=ONE_DEVICE if jax.device_count() == 1 else MeshConfig())
-    save = loop.Trainer.save
-
-    def interrupted(self, step, *arguments, **options):
-        save(self, step, *arguments, **options)
-        if step == 8:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            call(run_directory, "moved")
+    interrupt_at_8(run_directory, "moved")
     call(run_directory, "moved", mesh=MeshConfig(data=2, fsdp=2, tensor=2), accumulation_steps=2)
     losses = [
         [line["loss"] for line in metrics.read_metrics(run_directory / name) if "loss" in line]
@@ -318,6 +308,21 @@ def test_sigterm_saves_the_step_and_the_run_goes_on_bit_by_bit(run_directory, mo
     assert timeless(run_directory / "ended") == timeless(run_directory / "whole")
 
 
+def interrupt_at_8(directory, scope: str) -> None:
+    """A run that ends after its checkpoint of step 8, the second of three."""
+    save = loop.Trainer.save
+
+    def interrupted(self, step, *arguments, **options):
+        save(self, step, *arguments, **options)
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Trainer, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call(directory, scope)
+
+
 def damage(path: pathlib.Path, how: str) -> None:
     """Cuts or changes the largest file under a folder."""
     largest = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -331,17 +336,7 @@ def damage(path: pathlib.Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "overwritten"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_directory, caplog, how):
-    save = loop.Trainer.save
-
-    def interrupted(self, step, *arguments, **options):
-        save(self, step, *arguments, **options)
-        if step == 8:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "save", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            call(run_directory, "hurt")
+    interrupt_at_8(run_directory, "hurt")
     checkpoints = pathlib.Path(run_directory / "hurt.partial/checkpoints")
     damage(checkpoints / "8/parameters", how)
     caplog.set_level("INFO")
@@ -351,6 +346,17 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_directory, caplog
     call(run_directory, "whole")
     same_parameters(run_directory / "hurt", run_directory / "whole")
     assert (run_directory / "hurt/checkpoints/8.damaged").exists()
+
+
+def test_if_no_checkpoint_can_be_read_none_is_touched(run_directory):
+    interrupt_at_8(run_directory, "hurt")
+    checkpoints = pathlib.Path(run_directory / "hurt.partial/checkpoints")
+    damage(checkpoints / "4/parameters", "truncated")
+    damage(checkpoints / "8/parameters", "truncated")
+    before = sorted(path.name for path in checkpoints.iterdir())
+    with pytest.raises(Stopped, match=r"none of the checkpoints \[4, 8\] of .* can be read"):
+        call(run_directory, "hurt")
+    assert sorted(path.name for path in checkpoints.iterdir()) == before
 
 
 def test_every_so_many_steps_a_checkpoint_is_kept_for_good(run_directory):

@@ -148,13 +148,12 @@ def batches(
       Rows with a leading dimension b.
     """
     records = [share.source.open() for share in order.shares]
-    length = order.shares[0].source.length
     width = len(slots)
 
     def read(index: int) -> Row:
         step, place = divmod(index, width)
         source, row = order[step * batch_size + int(slots[place])]
-        return row_format.decode(records[source][row], length)
+        return order.shares[source].source.read(records[source], row)
 
     dataset = (
         grain.MapDataset.range(start_step * width, stop_step * width)
@@ -172,7 +171,7 @@ def in_order(source: RowSource, batch_size: int) -> Iterator[Row]:
     empty = row_format.empty_row(source.length)
     for start in range(0, source.rows, batch_size):
         stop = min(start + batch_size, source.rows)
-        rows = [row_format.decode(records[i], source.length) for i in range(start, stop)]
+        rows = [source.read(records, i) for i in range(start, stop)]
         rows += [empty] * (batch_size - len(rows))
         yield Row(*map(np.stack, zip(*rows, strict=True)))
 

@@ -211,6 +211,7 @@ class RowSource:
       documents: how many.
       bytes: of the documents' text in UTF-8.
       length: L.
+      vocab_size: V; every token is below it.
       synthetic: whether `sbp synthesize` wrote the documents.
     """
 
@@ -223,6 +224,7 @@ class RowSource:
     documents: int
     bytes: int
     length: int
+    vocab_size: int
     synthetic: bool = False
 
     def open(self) -> grain.sources.ArrayRecordDataSource:
@@ -239,6 +241,26 @@ class RowSource:
                 "delete the rows and run `sbp cache` again"
             )
         return records
+
+    def read(self, records: grain.sources.ArrayRecordDataSource, index: int) -> Row:
+        """Row `index` of the records that `open` gave.
+
+        Raises:
+          UserError: it is of another length, or holds a token that is none.
+        """
+        try:
+            row = decode(records[index], self.length)
+            low = min(row.inputs.min(), row.targets.min())
+            high = max(row.inputs.max(), row.targets.max())
+            if low < 0 or high >= self.vocab_size:
+                wrong = low if low < 0 else high
+                raise ValueError(f"token {wrong} is none of a vocabulary of {self.vocab_size}")
+        except ValueError as error:
+            raise UserError(
+                f"row {index} of {self.directory} is damaged ({error}): delete the rows and run "
+                "`sbp cache` again"
+            ) from error
+        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,12 +292,13 @@ def open_rows(directory: epath.PathLike) -> RowsArtefact:
         raise UserError(
             f"{directory} was made by `sbp {manifest.stage}`: expected the rows of `sbp cache`"
         )
-    length = manifest.config["length"]
+    length, vocab_size = manifest.config["length"], manifest.counts["vocab_size"]
     sources = {
         name: RowSource(
             name=name,
             directory=directory / name,
             length=length,
+            vocab_size=vocab_size,
             **{
                 field: counts[field]
                 for field in (
@@ -291,4 +314,4 @@ def open_rows(directory: epath.PathLike) -> RowsArtefact:
         )
         for name, counts in manifest.counts["sources"].items()
     }
-    return RowsArtefact(directory, length, manifest.counts["vocab_size"], sources)
+    return RowsArtefact(directory, length, vocab_size, sources)

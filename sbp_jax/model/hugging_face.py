@@ -9,9 +9,11 @@ D width, N query heads, K key/value heads, H head size, F hidden, V vocabulary, 
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,6 +61,8 @@ def read_config(directory: epath.PathLike) -> DecoderConfig:
     for key, harmless in ABSENT.items():
         if key in found and found[key] not in harmless:
             raise UserError(f"{path}: {key} = {found[key]!r}: this decoder has no such thing")
+    if kinds := set(found.get("layer_types") or ()) - {"full_attention"}:
+        raise UserError(f"{path}: layer_types {sorted(kinds)}: this decoder has full_attention")
     try:
         width, heads = found["hidden_size"], found["num_attention_heads"]
         rope = found.get("rope_parameters") or found.get("rope_scaling") or {}
@@ -110,7 +114,7 @@ def read_parameters(directory: epath.PathLike, config: DecoderConfig) -> Any:
         used.add(name)
         try:
             with (
-                jax.default_device(jax.local_devices(backend="cpu")[0]),
+                jax.default_device(_host()),
                 safetensors.safe_open(files[name], framework="flax") as file,
             ):
                 value = np.asarray(file.get_tensor(name)).astype(np.float32)
@@ -138,7 +142,10 @@ def read_parameters(directory: epath.PathLike, config: DecoderConfig) -> Any:
 def _files(directory: epath.Path) -> dict[str, str]:
     """The file of each tensor."""
     if (directory / INDEX).exists():
-        names = json.loads((directory / INDEX).read_text())["weight_map"]
+        try:
+            names = json.loads((directory / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{directory / INDEX}: broken ({error!r})") from error
     elif (directory / SINGLE).exists():
         try:
             with safetensors.safe_open(directory / SINGLE, framework="flax") as file:
@@ -176,40 +183,57 @@ def write(
     if (directory / CONFIG).exists():
         raise UserError(f"{directory} holds a model already: choose another folder")
     directory.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, jax.Array]] = [{}]
+    item = jax.numpy.dtype(dtype).itemsize
+    shards: list[list[_Tensor]] = [[]]
     size = total = 0
-    for name, value in _outside(config, parameters):
-        cast = jax.numpy.asarray(value, dtype)
-        if shards[-1] and size + cast.nbytes > shard_bytes:
-            shards.append({})
+    for tensor in _outside(config):
+        bytes_ = item * math.prod(tensor.shape)
+        if shards[-1] and size + bytes_ > shard_bytes:
+            shards.append([])
             size = 0
-        shards[-1][name] = cast
-        size, total = size + cast.nbytes, total + cast.nbytes
+        shards[-1].append(tensor)
+        size, total = size + bytes_, total + bytes_
     count = len(shards)
     files = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     files = files if count > 1 else [SINGLE]
-    for file, tensors in zip(files, shards, strict=True):
-        (directory / file).write_bytes(safetensors.flax.save(tensors, {"format": "pt"}))
+    with jax.default_device(_host()):
+        for file, tensors in zip(files, shards, strict=True):
+            values = {t.name: jax.numpy.asarray(t.of(parameters), dtype) for t in tensors}
+            data = safetensors.flax.save(values, {"format": "pt"})
+            (directory / file).write_bytes(data)
     if count > 1:
-        where = {name: f for f, tensors in zip(files, shards, strict=True) for name in tensors}
+        where = {t.name: f for f, tensors in zip(files, shards, strict=True) for t in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (directory / INDEX).write_text(json.dumps(index, indent=2))
+    # Last, since it makes the folder a model.
     (directory / CONFIG).write_text(json.dumps(_config_json(config, dtype), indent=2))
     return files
 
 
-def _outside(config: DecoderConfig, parameters: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values of all tensors, as Hugging Face has them."""
-    for path, _ in _leaves(config):
-        value = np.asarray(_get(parameters, path))
+def _host() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]
+
+
+class _Tensor(NamedTuple):
+    """A tensor as Hugging Face has it: its name, its shape, and how to take it from parameters."""
+
+    name: str
+    shape: tuple[int, ...]
+    of: Callable[[Any], np.ndarray]
+
+
+def _outside(config: DecoderConfig) -> Iterator[_Tensor]:
+    """All tensors, as Hugging Face has them."""
+    for path, leaf in _leaves(config):
         stacked = path[0] == "blocks"
-        shape = value.shape[1:] if stacked else value.shape
-        _, to_theirs, _ = _translation(path, shape)
-        if not stacked:
-            yield _name(path), to_theirs(value)
-            continue
-        for index in range(config.layers):
-            yield _name(path, index), to_theirs(value[index])
+        _, to_theirs, shape = _translation(path, leaf.shape[1:] if stacked else leaf.shape)
+
+        def take(parameters, index=None, path=path, to_theirs=to_theirs):
+            value = _get(parameters, path)
+            return to_theirs(np.asarray(value if index is None else value[index]))
+
+        for index in range(config.layers) if stacked else (None,):
+            yield _Tensor(_name(path, index), shape, functools.partial(take, index=index))
 
 
 def _config_json(config: DecoderConfig, dtype: str) -> dict[str, Any]:

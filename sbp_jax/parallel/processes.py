@@ -7,6 +7,7 @@ import pathlib
 import signal
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -102,6 +103,13 @@ class Termination:
 def is_writer() -> bool:
     """Whether this process writes what is written once for all."""
     return jax.process_index() == 0
+
+
+def all_of(mine: bool) -> bool:
+    """Whether it is so on every process of the job; each must ask."""
+    if jax.process_count() == 1:
+        return mine
+    return bool(np.all(multihost_utils.process_allgather(np.array(mine))))
 
 
 def wait_for_all(name: str) -> None:

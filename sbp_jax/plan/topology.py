@@ -96,7 +96,7 @@ class Topology:
                 wrap=(*wrap, False)[:3],
                 **options,
             ).devices
-        except Exception as error:
+        except (RuntimeError, ImportError) as error:
             message = str(error).splitlines()[0]
             raise UserError(
                 f"--topology={self}: the TPU compiler gave no such slice ({message}): install it "

@@ -200,7 +200,6 @@ class Programs:
 
     def decode(self, weights: Any, state: State) -> State:
         """Up to `block` steps; fewer when every slot has ended."""
-        model = nnx.merge(self.graph, weights)
 
         def unfinished(carry):
             step, state = carry
@@ -208,16 +207,13 @@ class Programs:
 
         def body(carry):
             step, state = carry
-            return step + 1, self._step(model, state)
+            return step + 1, self.step(weights, state)
 
         return jax.lax.while_loop(unfinished, body, (0, state))[1]
 
     def step(self, weights: Any, state: State) -> State:
         """One token more in every slot that has not ended."""
-        return self._step(nnx.merge(self.graph, weights), state)
-
-    def _step(self, model: Unstacked, state: State) -> State:
-        c = self.config
+        c, model = self.config, nnx.merge(self.graph, weights)
         logits_SV, cache = decode.decode(model, state.cache, state.last_S, state.position_S)
         sampled = sampling.sample(
             logits_SV,
