@@ -1,13 +1,16 @@
 """The stages in order: one gin file becomes base model, synthesizer, corpus, arms and report.
 
-Each stage runs as a child process with the same gin files and its own scope, so that what
+Each stage runs in a child process with the same gin files and its own scope, so that what
 `sbp bootstrap` does and what a stage run by hand does are one thing, memory is given back, and
-TensorFlow stays out of training. Finished stages are found finished by their manifests.
+TensorFlow stays out of training. A stage that comes several times in a row shares one process:
+importing SeqIO takes longer than most of them. Finished stages are found finished by their
+manifests.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import signal
 import subprocess
@@ -44,18 +47,18 @@ STAGES = (
     StageCall("cache", "rows/real"),
     StageCall("cache", "rows/dev"),
     StageCall("cache", "rows/heldout"),
+    StageCall("cache", "rows/oracle", ("oracle",)),
     # The base model is the repetition arm: same rows, same steps.
     StageCall("train", "pretrain"),
     StageCall("embed", "embed", ("sbp",)),
     StageCall("pair", "pairs", ("sbp",)),
-    StageCall("cache", "rows/pairs", ("sbp",)),
     StageCall("pair", "pairs_dev", ("sbp",)),
+    StageCall("cache", "rows/pairs", ("sbp",)),
     StageCall("cache", "rows/pairs_dev", ("sbp",)),
     StageCall("train", "tune", ("sbp",)),
     StageCall("synthesize", "synthetic", ("sbp",)),
     StageCall("cache", "rows/joint", ("sbp",)),
     StageCall("train", "joint", ("sbp",)),
-    StageCall("cache", "rows/oracle", ("oracle",)),
     StageCall("train", "oracle", ("oracle",)),
     StageCall("evaluate", "evaluate/repetition"),
     StageCall("evaluate", "evaluate/sbp", ("sbp",)),
@@ -72,10 +75,9 @@ class StageFailed(Exception):
       told: whether the child has said why, so that nothing is left to say.
     """
 
-    def __init__(self, call: StageCall, exit_code: int):
+    def __init__(self, command: str, exit_code: int):
         super().__init__(
-            f"sbp {call.command} --scope={call.scope} was ended by signal {-exit_code}: "
-            "the same command goes on from there"
+            f"{command} was ended by signal {-exit_code}: the same command goes on from there"
         )
         self.told = exit_code > 0
         self.exit_code = exit_code if self.told else 1
@@ -98,9 +100,12 @@ def bootstrap(run: artifacts.Run, *, arms: Sequence[str] = ARMS) -> None:
         )
     calls = [call for call in STAGES if set(call.arms) & set(arms)]
     started = time.monotonic()
-    for number, call in enumerate(calls, start=1):
-        logging.info("[%d/%d] sbp %s --scope=%s", number, len(calls), call.command, call.scope)
-        _run(call, run.arguments)
+    done = 0
+    for group in [list(group) for _, group in itertools.groupby(calls, key=_process)]:
+        command = " ".join([f"sbp {group[0].command}", *(f"--scope={c.scope}" for c in group)])
+        done += len(group)
+        logging.info("[%d/%d] %s", done, len(calls), command)
+        _run(command, run.arguments)
     logging.info("all stages finished in %.0f s", time.monotonic() - started)
     report = run.path("report")
     summary = (report / "summary.json").read_text()
@@ -108,9 +113,15 @@ def bootstrap(run: artifacts.Run, *, arms: Sequence[str] = ARMS) -> None:
     _print_summary(json.loads(summary), str(report / "report.html"))
 
 
-def _run(call: StageCall, arguments: Sequence[str]) -> None:
-    command = [sys.executable, "-m", "sbp_jax.cli", call.command, f"--scope={call.scope}"]
-    child = subprocess.Popen([*command, *arguments])
+def _process(call: StageCall) -> str:
+    """Neighbours of one stage share a process; a training has its devices to itself."""
+    return call.scope if call.command == "train" else call.command
+
+
+def _run(command: str, arguments: Sequence[str]) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sbp_jax.cli", *command.split()[1:], *arguments]
+    )
     # Whoever ends the bootstrap means the stage at work; training then saves before it ends.
     before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
@@ -121,7 +132,7 @@ def _run(call: StageCall, arguments: Sequence[str]) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     if exit_code:
-        raise StageFailed(call, exit_code)
+        raise StageFailed(command, exit_code)
 
 
 def _print_summary(summary: dict, report: str) -> None:

@@ -73,6 +73,10 @@ class DecoderConfig:
       norm_epsilon: added to the mean square in RMSNorm.
       qk_norm: normalise queries and keys per head before the rotation.
       tied: the embedding serves as output layer too.
+      base_width: the width for which learning rate and weight decay were chosen. For another they
+        need no new choice: initial values and learning rates of single parameters follow from the
+        ratio (µP, arXiv 2203.03466, table 8, for Adam). Hidden sizes and heads are taken to grow
+        with the width, the head size to stay. None: every width is its own base.
       dtype: of activations and matrix products; parameters are float32.
     """
 
@@ -88,6 +92,7 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     qk_norm: bool = True
     tied: bool = True
+    base_width: int | None = None
     dtype: str = "bfloat16"
 
     def __post_init__(self):
@@ -99,6 +104,13 @@ class DecoderConfig:
             raise UserError(f"DecoderConfig: head_size = {self.head_size} must be even (rotation)")
         if self.dtype not in ("bfloat16", "float32", "float16"):
             raise UserError(f"DecoderConfig: dtype = {self.dtype!r}: bfloat16, float16 or float32")
+        if self.base_width is not None and self.base_width < 1:
+            raise UserError(f"DecoderConfig: base_width = {self.base_width} must be at least 1")
+
+    @property
+    def width_ratio(self) -> float:
+        """The base width over the width; 1 without a base."""
+        return (self.base_width or self.width) / self.width
 
 
 class Dropout:
@@ -162,8 +174,8 @@ def rotate(x_BNLH: jax.Array, rotations_B1LH: tuple[jax.Array, jax.Array]) -> ja
 class RMSNorm(nnx.Module):
     """Division by the root mean square over the last dimension, in float32, times a scale."""
 
-    def __init__(self, size: int, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(size), axes=(None,))
+    def __init__(self, size: int, epsilon: float, scale: float = 1.0):
+        self.scale = nnx.Param(jnp.full(size, scale, jnp.float32), axes=(None,))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -302,9 +314,10 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         V, D = config.vocab_size, config.width
+        base = config.base_width or D
         # Of the size of what the blocks add to it, or a token's identity is lost among them for
         # hundreds of steps; a tied one makes logits too, which must start small.
-        scale = D**-0.5 if config.tied else 1.0
+        scale = base**-0.5 if config.tied else 1.0
         self.embedding = nnx.Param(
             scale * jax.random.normal(rngs.params(), (V, D)), axes=("vocab", "embed")
         )
@@ -312,9 +325,10 @@ class Decoder(nnx.Module):
         graph, _ = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
         stacked = jax.vmap(lambda key: nnx.state(Block(config, nnx.Rngs(params=key))))(keys)
         self.blocks = nnx.merge(graph, stacked)
-        self.final_norm = RMSNorm(D, config.norm_epsilon)
+        # Logits are sums over D values that are learned alike: the norm's scale makes them means.
+        self.final_norm = RMSNorm(D, config.norm_epsilon, config.width_ratio)
         if not config.tied:
-            self.head = matrix(rngs, (D, V), ("embed", "vocab"), D)
+            self.head = matrix(rngs, (D, V), ("embed", "vocab"), base)
 
     def __call__(
         self, tokens_BL: jax.Array, segment_ids_BL: jax.Array, positions_BL: jax.Array, **options

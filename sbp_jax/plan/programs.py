@@ -80,7 +80,7 @@ def compile_train_step(step: TrainStep, topology: Topology) -> Program:
       UserError: mesh, batch or model cannot be divided among the chips.
     """
     layout = make_layout(step.mesh, topology.devices())
-    optimizer = make_optimizer(step.optimizer, 1000)
+    optimizer = make_optimizer(step.optimizer, 1000, step.model.width_ratio)
     function = make_train_step(
         step.model,
         optimizer,

@@ -57,7 +57,7 @@ class Trainer:
 
     def __post_init__(self):
         self.length = self.order.shares[0].source.length
-        self.transformation = make_optimizer(self.optimizer, self.steps)
+        self.transformation = make_optimizer(self.optimizer, self.steps, self.model.width_ratio)
         self.train_step = make_train_step(
             self.model,
             self.transformation,

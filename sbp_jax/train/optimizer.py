@@ -58,14 +58,37 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The chain of transformations for a run of `steps` steps."""
+def make_optimizer(
+    config: OptimizerConfig, steps: int, width_ratio: float = 1.0
+) -> optax.GradientTransformation:
+    """The chain of transformations for a run of `steps` steps.
+
+    Args:
+      config: how parameters are updated.
+      steps: how many.
+      width_ratio: the model's base width over its width (`DecoderConfig.base_width`): by it the
+        steps of matrices in blocks are shorter, and those of the last norm, and no other's. Decay
+        does not depend on it.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        _scale_by_width(width_ratio),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
+
+
+def _scale_by_width(ratio: float) -> optax.GradientTransformation:
+    if ratio == 1:
+        return optax.identity()
+
+    def scale(path, update):
+        names = [key.key for key in path]
+        grows = names[-1] != "scale" if names[0] == "blocks" else names[0] == "final_norm"
+        return ratio * update if grows else update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def decayed(parameters):

@@ -1,0 +1,177 @@
+"""The shipped models on TPU slices, as the TPU compiler sees them; writes docs/slices.md.
+
+    .venv/bin/python benchmarks/tpu.py [--only=TEXT] [--check]
+
+Compiles the trainer's step of each case with `sbp plan`, in a process of its own, and keeps what it
+found in benchmarks/tpu.json; the page is made of that. --only takes the cases whose names hold the
+text. --check writes nothing: it compiles again the models of the paper's size on their own slices,
+and fails where a count of collectives differs, or memory by more than 5%.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).parent
+KEPT = HERE / "tpu.json"
+PAGE = HERE.parent / "docs/slices.md"
+TOLERANCE = 0.05  # of memory
+
+# (model, slice, number of slices, hardware file given after the model's).
+CASES = (
+    ("sbp_100m", "v5e:2x2", 1, ""),
+    ("sbp_100m", "v6e:2x2", 1, ""),
+    ("qwen3_0_6b", "v5e:4x4", 1, "small_chips"),
+    ("qwen3_0_6b", "v6e:4x4", 1, "small_chips"),
+    ("sbp_3b", "v4:4x4x4", 1, "small_chips"),
+    ("sbp_3b", "v5e:16x16", 1, "small_chips"),
+    ("sbp_3b", "v6e:16x16", 1, "small_chips"),
+    ("sbp_3b", "v5p:4x4x4", 1, ""),
+    ("sbp_3b", "v5p:4x4x4", 2, ""),
+    ("sbp_6b", "v6e:16x16", 1, "small_chips"),
+    ("sbp_6b", "v5p:8x8x8", 1, ""),
+    ("llama3_8b", "v6e:16x16", 1, "small_chips"),
+    ("llama3_8b", "v5p:4x4x8", 1, ""),
+)
+CHECKED = (("sbp_3b", "v5p:4x4x4", 1, ""), ("sbp_6b", "v5p:8x8x8", 1, ""))
+
+
+def name_of(case: tuple[str, str, int, str]) -> str:
+    """As `sbp_3b on 2 × v5p:4x4x4`."""
+    model, topology, slices, _ = case
+    return f"{model} on {topology}" if slices == 1 else f"{model} on {slices} × {topology}"
+
+
+def plan(case: tuple[str, str, int, str]) -> dict:
+    """What `sbp plan --json` prints, and how long it took."""
+    model, topology, slices, hardware = case
+    files = [f"models/{model}.gin", *([f"hardware/{hardware}.gin"] if hardware else [])]
+    started = time.monotonic()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "sbp_jax.cli",
+            "plan",
+            *(f"--gin_file={file}" for file in files),
+            f"--topology={topology}",
+            f"--slices={slices}",
+            "--json",
+        ],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 3):
+        raise SystemExit(f"{name_of(case)}: sbp plan ended with {done.returncode}")
+    found = json.loads(done.stdout)
+    found["files"] = files
+    found["planned_in_seconds"] = round(time.monotonic() - started)
+    return found
+
+
+def page(kept: dict[str, dict]) -> str:
+    """The Markdown of docs/slices.md."""
+    lines = [
+        "# The shipped models on TPU slices",
+        "",
+        "Made by `.venv/bin/python benchmarks/tpu.py`: **estimates of the TPU compiler**, no TPU was",
+        "measured. Attention kernels, for which it gives no estimate, are taken to reach half of the",
+        "chip's peak, and all that moves between chips to hide behind the rest. Weights and optimizer",
+        "state are split over all chips of a slice; rows of 4096 tokens (length of `PlanConfig`).",
+        "",
+        "| model | slice | chips | gin files | rows a step | GiB a chip | of | fits | step, s | MFU "
+        "| chip-hours for 10⁹ tokens | GB a chip gathered | reduced |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in CASES:
+        if (found := kept.get(name_of(case))) is None:
+            continue
+        train = found["programs"]["pretrain"]
+        moved = train["collectives"]
+        cells = [
+            case[0],
+            found["topology"],
+            str(found["chips"]),
+            " ".join(f"`{file}`" for file in found["files"]),
+            f"{found['batch_size']:,}",
+            f"{train['bytes_per_chip'] / 2**30:.1f}",
+            f"{train['hbm_bytes'] / 2**30:.0f}",
+            "yes" if train["fits"] else "**no**",
+        ]
+        if train["step_seconds"] is None:
+            cells += [""] * 5
+        else:
+            rate = found["batch_size"] * found["length"] / train["step_seconds"]
+            reduced = sum(
+                moved.get(kind, {"bytes": 0})["bytes"] for kind in ("all-reduce", "reduce-scatter")
+            )
+            cells += [
+                f"{train['step_seconds']:.2f}",
+                f"{100 * train['mfu']:.0f}%",
+                f"{found['chips'] * 1e9 / rate / 3600:.1f}",
+                f"{moved.get('all-gather', {'bytes': 0})['bytes'] / 1e9:.1f}",
+                f"{reduced / 1e9:.1f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def differences(kept: dict, found: dict) -> list[str]:
+    """What a compiled step no longer has in common with the one that was kept."""
+    result = []
+    for program in kept["programs"]:
+        before, now = kept["programs"][program], found["programs"][program]
+        if abs(now["bytes_per_chip"] / before["bytes_per_chip"] - 1) > TOLERANCE:
+            result.append(
+                f"{program}: {now['bytes_per_chip']:,} bytes a chip, kept {before['bytes_per_chip']:,}"
+            )
+        counts = [
+            {kind: moved["count"] for kind, moved in side["collectives"].items()}
+            for side in (before, now)
+        ]
+        if counts[0] != counts[1]:
+            result.append(f"{program}: collectives {counts[1]}, kept {counts[0]}")
+    return result
+
+
+def main() -> None:
+    """Compiles, and writes or compares."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--check", action="store_true")
+    flags = parser.parse_args()
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    failed = False
+    for case in CHECKED if flags.check else CASES:
+        name = name_of(case)
+        if flags.only not in name:
+            continue
+        found = plan(case)
+        train = found["programs"]["pretrain"]
+        print(
+            f"{name}: {train['bytes_per_chip'] / 2**30:.1f} GiB a chip, "
+            f"{train['compiler_cycles'] or 0:,} cycles, planned in {found['planned_in_seconds']} s",
+            flush=True,
+        )
+        if flags.check:
+            for difference in differences(kept[name], found):
+                failed = True
+                print(f"{name}: {difference}", file=sys.stderr)
+            continue
+        kept[name] = found
+        KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    if not flags.check:
+        PAGE.write_text(page(kept))
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
