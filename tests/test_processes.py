@@ -21,7 +21,7 @@ GIN = """
 train.rows = 'rows/real'
 train.model = @DecoderConfig()
 train.optimizer = @OptimizerConfig()
-train.steps = 60
+train.steps = 30
 train.batch_size = 8
 train.dropout = 0.1
 train.log_every = 1
@@ -119,13 +119,13 @@ def test_what_two_processes_began_one_ends(run, one):
             child.communicate()
     assert not (run / "moved").exists()
     assert "goes on from step" in sbp(run, "train", "--scope=moved", processes=1)
-    assert len(losses(run / "moved")) == 60
+    assert len(losses(run / "moved")) == 30
     np.testing.assert_allclose(losses(run / "moved"), losses(one), rtol=1e-4)
 
 
 def test_two_processes_learn_and_write_what_one_does(run, one):
     sbp(run, "train", "--scope=several", processes=2)
-    assert len(losses(one)) == 60
+    assert len(losses(one)) == 30
     np.testing.assert_allclose(losses(run / "several"), losses(one), rtol=1e-5)
     for count, scope in ((2, "scores_of_several"), (1, "scores_of_one")):
         sbp(run, "evaluate", f"--scope={scope}", processes=count)

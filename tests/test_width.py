@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from sbp_jax.data.rows import Row
@@ -16,6 +17,14 @@ from sbp_jax.train.optimizer import OptimizerConfig, make_optimizer
 from sbp_jax.train.step import init_state, make_train_step
 
 BASE = 64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_quickly():
+    """Sizes are compared, not bits."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

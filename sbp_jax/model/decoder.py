@@ -10,6 +10,7 @@ B batch, L length, D width, N heads, K key/value heads, H head size, F hidden, V
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -486,6 +487,7 @@ def initialise(config: DecoderConfig, key: jax.Array) -> Decoder:
     return Decoder(config, nnx.Rngs(params=key))
 
 
+@functools.cache
 def structure(config: DecoderConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Graph and parameter shapes of a decoder, without any memory for its weights."""
     return nnx.split(nnx.eval_shape(lambda: initialise(config, jax.random.key(0))))
