@@ -19,6 +19,10 @@ from sbp_jax.parallel.mesh import Layout
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")
 
+# Without a kernel, a row's queries come in so many blocks, of which each computes the scores of the
+# keys up to its own end: of all scores 5/8. Blocks of fewer positions than these cost more than that.
+XLA_BLOCKS, XLA_TILE = 4, 64
+
 # Splash works on tiles of this many positions at least, and no more than so many.
 SPLASH_TILE, SPLASH_MOST = 128, 1024
 
@@ -29,7 +33,7 @@ def packed_attention(
     """Causal self-attention within the segments of packed rows.
 
     Args:
-      backend: `xla` computes all scores, everywhere. `splash` is JAX's TPU kernel, which never
+      backend: `xla` computes and holds the scores, everywhere. `splash` is JAX's TPU kernel, which never
         holds them; off the TPU it is interpreted, for tests. `cudnn` is the fused attention of
         NVIDIA GPUs. `auto` chooses.
       segment_ids_BL: int, equal for tokens that may see each other; 0 is padding, which sees only
@@ -52,9 +56,24 @@ def packed_attention(
         mask_BLM = segment_mask(segment_ids_BL)
         if chosen == "cudnn":
             return _cudnn(q_BNLH, k_BKLH, v_BKLH, mask_BLM)
-        return attention(q_BNLH, k_BKLH, v_BKLH, mask_BLM)
+        return _causal(q_BNLH, k_BKLH, v_BKLH, mask_BLM)
 
     return attend
+
+
+def _causal(q_BNLH, k_BKLH, v_BKLH, mask_BLM) -> jax.Array:
+    """`attention` where no query looks at a later key: those scores are not even computed."""
+    length = q_BNLH.shape[2]
+    block = max(XLA_TILE, -(-length // XLA_BLOCKS))
+
+    def one(start: int) -> jax.Array:
+        end = min(start + block, length)
+        keys_BKMH, values_BKMH = k_BKLH[:, :, :end], v_BKLH[:, :, :end]
+        return attention(
+            q_BNLH[:, :, start:end], keys_BKMH, values_BKMH, mask_BLM[:, start:end, :end]
+        )
+
+    return jnp.concatenate([one(start) for start in range(0, length, block)], axis=2)
 
 
 def attention(
@@ -77,8 +96,15 @@ def attention(
     q_BKGH = (q_BNLH * size**-0.5).reshape(batch, kv_heads, -1, size)
     mask_B1GM = jnp.tile(mask_BLM[:, None], (1, 1, heads // kv_heads, 1))
     scores_BKGM = jnp.matmul(q_BKGH, k_BKMH.swapaxes(2, 3), preferred_element_type=jnp.float32)
-    shares_BKGM = jax.nn.softmax(jnp.where(mask_B1GM, scores_BKGM, -jnp.inf), axis=-1)
-    return jnp.matmul(shares_BKGM.astype(v_BKMH.dtype), v_BKMH).reshape(q_BNLH.shape)
+    scores_BKGM = jnp.where(mask_B1GM, scores_BKGM, -jnp.inf)
+    most_BKG1 = jax.lax.stop_gradient(scores_BKGM.max(-1, keepdims=True))
+    weights_BKGM = jnp.exp(scores_BKGM - most_BKG1)
+    sum_BKG1 = weights_BKGM.sum(-1, keepdims=True)
+    sums_BKGH = jnp.matmul(
+        weights_BKGM.astype(v_BKMH.dtype), v_BKMH, preferred_element_type=jnp.float32
+    )
+    # There are fewer sums to divide than weights.
+    return (sums_BKGH / sum_BKG1).astype(q_BNLH.dtype).reshape(q_BNLH.shape)
 
 
 def _cudnn(q_BNLH, k_BKMH, v_BKMH, mask_BLM) -> jax.Array:

@@ -265,6 +265,24 @@ class Attention(nnx.Module):
         return checkpoint_name(from_heads(o_BNLH, self.out[...]), "attention_out")
 
 
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) · up. Its gradient is made of the two alone: nothing else is kept for it."""
+    return jax.nn.silu(gate) * up
+
+
+def _gated_backward(
+    kept: tuple[jax.Array, jax.Array], by: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    # Behind the barrier the sigmoid is computed again, not kept for this from the forward pass.
+    gate, up = jax.lax.optimization_barrier(kept)
+    open_ = jax.nn.sigmoid(gate)
+    return by * up * open_ * (1 + gate * (1 - open_)), by * gate * open_
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
+
+
 class SwiGLU(nnx.Module):
     """The gated feed-forward layer (arXiv 2002.05202)."""
 
@@ -277,7 +295,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         gate_BLF = checkpoint_name(project(x_BLD, self.gate[...]), "gate")
         up_BLF = checkpoint_name(project(x_BLD, self.up[...]), "up")
-        gated_BLF = checkpoint_name(jax.nn.silu(gate_BLF) * up_BLF, "gated")
+        gated_BLF = checkpoint_name(gated(gate_BLF, up_BLF), "gated")
         return checkpoint_name(project(gated_BLF, self.down[...]), "mlp_out")
 
 
@@ -388,8 +406,8 @@ class Decoder(nnx.Module):
         if compute.scan_layers:
             stacked = jax.tree.map(lambda a: a[:depth], stacked)
             return jax.lax.scan(body, x_BLD, (stacked, jnp.arange(depth)))[0]
-        for index in range(depth):
-            x_BLD, _ = body(x_BLD, (jax.tree.map(lambda a, i=index: a[i], stacked), index))
+        for index, layer_state in enumerate(unstacked(stacked)[:depth]):
+            x_BLD, _ = body(x_BLD, (layer_state, index))
         return x_BLD
 
     def embed(self, tokens_BL: jax.Array, layout: Layout | None = None) -> jax.Array:
@@ -408,6 +426,23 @@ class Decoder(nnx.Module):
         """Logits float32 [..., V] of the last block's output [..., D]."""
         normed, weights_DV = self.output(x)
         return project(normed, weights_DV, dtype=jnp.float32)
+
+
+@jax.custom_vjp
+def unstacked(stacked: Any) -> list[Any]:
+    """The parts along the first dimension of all arrays of a pytree.
+
+    Their gradients are stacked again; autodiff would add up as many arrays of the stack's size.
+    """
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return [jax.tree.map(lambda a, i=index: a[i], stacked) for index in range(count)]
+
+
+def _stack(_, parts: list[Any]) -> tuple[Any]:
+    return (jax.tree.map(lambda *gradients: jnp.stack(gradients), *parts),)
+
+
+unstacked.defvjp(lambda stacked: (unstacked(stacked), None), _stack)
 
 
 def cast(weights: nnx.Variable, dtype: str, layout: Layout | None) -> jax.Array:
