@@ -1,10 +1,10 @@
 """The shipped models on TPU slices, as the TPU compiler sees them; writes docs/slices.md.
 
-    .venv/bin/python benchmarks/tpu.py [--only=TEXT] [--check]
+    .venv/bin/python benchmarks/tpu.py [--only=TEXT,…] [--check]
 
 Compiles the trainer's step of each case with `sbp plan`, in a process of its own, and keeps what it
-found in benchmarks/tpu.json; the page is made of that. --only takes the cases whose names hold the
-text. --check writes nothing: it compiles again the models of the paper's size on their own slices,
+found in benchmarks/tpu.json; the page is made of that. --only takes the cases whose names hold one
+of the texts, with commas between them. --check writes nothing: it compiles again the models of the paper's size on their own slices,
 and fails where a count of collectives differs, or memory by more than 5%.
 """
 
@@ -82,13 +82,13 @@ def page(kept: dict[str, dict]) -> str:
     lines = [
         "# The shipped models on TPU slices",
         "",
-        "Made by `.venv/bin/python benchmarks/tpu.py`: **estimates of the TPU compiler**, no TPU was",
-        "measured. Attention kernels, for which it gives no estimate, are taken to reach half of the",
-        "chip's peak, and all that moves between chips to hide behind the rest. Weights and optimizer",
-        "state are split over all chips of a slice; rows of 4096 tokens (length of `PlanConfig`).",
+        "Made by `.venv/bin/python benchmarks/tpu.py`: **estimates of the TPU compiler**, no TPU",
+        "was measured. Attention kernels, for which it gives no estimate, are taken to reach half",
+        "of the chip's peak, and all that moves between chips to hide behind the rest. Weights",
+        "and optimizer state are split over all chips of a slice; rows of 4096 tokens.",
         "",
-        "| model | slice | chips | gin files | rows a step | GiB a chip | of | fits | step, s | MFU "
-        "| chip-hours for 10⁹ tokens | GB a chip gathered | reduced |",
+        "| model | slice | chips | gin files | rows a step | GiB a chip | of | fits | step, s "
+        "| MFU | chip-hours for 10⁹ tokens | GB a chip gathered | reduced |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
@@ -130,9 +130,8 @@ def differences(kept: dict, found: dict) -> list[str]:
     for program in kept["programs"]:
         before, now = kept["programs"][program], found["programs"][program]
         if abs(now["bytes_per_chip"] / before["bytes_per_chip"] - 1) > TOLERANCE:
-            result.append(
-                f"{program}: {now['bytes_per_chip']:,} bytes a chip, kept {before['bytes_per_chip']:,}"
-            )
+            sizes = f"{now['bytes_per_chip']:,}, kept {before['bytes_per_chip']:,}"
+            result.append(f"{program}: bytes a chip {sizes}")
         counts = [
             {kind: moved["count"] for kind, moved in side["collectives"].items()}
             for side in (before, now)
@@ -152,7 +151,7 @@ def main() -> None:
     failed = False
     for case in CHECKED if flags.check else CASES:
         name = name_of(case)
-        if flags.only not in name:
+        if not any(text in name for text in flags.only.split(",")):
             continue
         found = plan(case)
         train = found["programs"]["pretrain"]

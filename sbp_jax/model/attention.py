@@ -19,8 +19,8 @@ from sbp_jax.parallel.mesh import Layout
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")
 
-# Without a kernel, a row's queries come in so many blocks, of which each computes the scores of the
-# keys up to its own end: of all scores 5/8. Blocks of fewer positions than these cost more than that.
+# Without a kernel, a row's queries come in so many blocks, and each computes the scores of the keys
+# up to its own end: of all scores 5/8. Blocks of fewer positions than these cost more than that.
 XLA_BLOCKS, XLA_TILE = 4, 64
 
 # Splash works on tiles of this many positions at least, and no more than so many.
@@ -33,9 +33,9 @@ def packed_attention(
     """Causal self-attention within the segments of packed rows.
 
     Args:
-      backend: `xla` computes and holds the scores, everywhere. `splash` is JAX's TPU kernel, which never
-        holds them; off the TPU it is interpreted, for tests. `cudnn` is the fused attention of
-        NVIDIA GPUs. `auto` chooses.
+      backend: `xla` computes and holds the scores, everywhere. `splash` is JAX's TPU kernel, which
+        never holds them; off the TPU it is interpreted, for tests. `cudnn` is the fused attention
+        of NVIDIA GPUs. `auto` chooses.
       segment_ids_BL: int, equal for tokens that may see each other; 0 is padding, which sees only
         padding.
       layout: of the arrays; None on one device.
