@@ -4,8 +4,9 @@
 
 Compiles the trainer's step of each case with `sbp plan`, in a process of its own, and keeps what it
 found in benchmarks/tpu.json; the page is made of that. --only takes the cases whose names hold one
-of the texts, with commas between them. --check writes nothing: it compiles again the models of the paper's size on their own slices,
-and fails where a count of collectives differs, or memory by more than 5%.
+of the texts, with commas between them. --check writes nothing: it compiles again the models of the
+paper's size on their own slices, and fails where a count of collectives differs, or memory by more
+than 5%.
 """
 
 from __future__ import annotations
