@@ -48,7 +48,7 @@ class Program:
 
     Attributes:
       fits: whether it fits the chip's memory.
-      bytes_per_chip: arguments, results and temporaries.
+      bytes_per_chip: all that the compiler sets aside, arguments included, and the program.
       hbm_bytes: the chip's memory.
       seconds: of one run: `compiler_seconds` and `kernel_seconds`; None if it does not fit.
       compiler_seconds: the compiler's estimate, all but kernels.
@@ -160,13 +160,8 @@ def _compile(
     text, memory = compiled.as_text(), compiled.memory_analysis()
     logging.info("compiled in %.0f s", time.monotonic() - started)
     found = hlo.estimate(text)
-    size = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
+    # The sizes of arguments and of temporaries count twice what a loop hands on to another.
+    size = memory.total_allocation_bytes + memory.generated_code_size_in_bytes
     peak = chip.peak_flops * topology.chips
     kernels = kernel_flops / (KERNEL_EFFICIENCY * peak) if found.kernels else 0.0
     seconds = found.cycles / chip.clock + kernels
