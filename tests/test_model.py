@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from sbp_jax.errors import UserError
+from sbp_jax.model import attention as attention_module
 from sbp_jax.model import decoder as decoder_module
 from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import Decoder, DecoderConfig, Dropout, Unstacked, empty_cache
@@ -96,6 +97,50 @@ def test_how_a_pass_is_computed_does_not_change_its_gradient(options):
     found = gradient(ComputeConfig(**{"attention": "xla", **options}))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("length", [63, 64, 200])
+def test_scores_that_are_left_out_are_those_of_later_keys(length):
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (
+        jax.random.normal(key, (2, n, length, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
+    )
+    segments = jnp.repeat(jnp.array([[1, 2], [1, 1]]), jnp.array([50, length - 50]), axis=1)
+
+    def plain(q, k, v):
+        return attention_module.attention(q, k, v, attention_module.segment_mask(segments))
+
+    blocked = attention_module.packed_attention("xla", segments)
+    for attend in (plain, blocked):
+        found = jax.value_and_grad(lambda *x, f=attend: jnp.sum(jnp.sin(f(*x))), (0, 1, 2))(q, k, v)
+        # By a softmax that holds all, at once.
+        k4, v4 = jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1)
+        causal = attention_module.segment_mask(segments)[:, None]
+
+        def reference(q, k, v, causal=causal):
+            scores = jnp.einsum("bnlh,bnmh->bnlm", q, k) * 8**-0.5
+            return jax.nn.softmax(jnp.where(causal, scores, -jnp.inf)) @ v
+
+        wanted = jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(reference(*x))), (0, 1, 2))(
+            q, k4, v4
+        )
+        np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4)
+        np.testing.assert_allclose(found[1][0], wanted[1][0], rtol=1e-4, atol=1e-5)
+        for mine, repeated in zip(found[1][1:], wanted[1][1:], strict=True):
+            summed = repeated.reshape(2, 2, 2, length, 8).sum(2)
+            np.testing.assert_allclose(mine, summed, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_swiglu_is_that_of_its_formula():
+    gate, up = jax.random.normal(jax.random.key(0), (2, 5, 7)) * 3
+
+    def total(function):
+        return lambda gate, up: jnp.sum(jnp.sin(function(gate, up)))
+
+    mine = jax.grad(total(decoder_module.gated), (0, 1))(gate, up)
+    wanted = jax.grad(total(lambda gate, up: jax.nn.silu(gate) * up), (0, 1))(gate, up)
+    for a, b in zip(mine, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_full_remat_keeps_less_than_none():

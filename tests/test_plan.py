@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import pathlib
 
@@ -200,3 +202,31 @@ def test_a_slice_of_a_name_and_its_chips():
     assert str(found) == "2 × v5p:4x4x4"
     with pytest.raises(UserError, match="unknown"):
         topology.parse("v5p")
+
+
+@pytest.fixture(scope="module")
+def slices():
+    """The benchmark that compiles the shipped models for slices."""
+    path = pathlib.Path(__file__).parent.parent / "benchmarks/tpu.py"
+    spec = importlib.util.spec_from_file_location("tpu", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_slices_says_what_was_compiled(slices):
+    kept = json.loads(slices.KEPT.read_text())
+    assert slices.PAGE.read_text() == slices.page(kept)
+    assert {slices.name_of(case) for case in slices.CHECKED} <= set(kept)
+    for found in kept.values():
+        assert found["programs"]["pretrain"]["fits"]
+
+
+@pytest.mark.parametrize(("change", "count", "told"), [(1.04, 0, 0), (1.06, 0, 1), (1.0, 1, 1)])
+def test_a_step_that_grew_or_talks_more_is_told(slices, change, count, told):
+    kept = json.loads(slices.KEPT.read_text())["sbp_3b on v5p:4x4x4"]
+    found = copy.deepcopy(kept)
+    train = found["programs"]["pretrain"]
+    train["bytes_per_chip"] = int(train["bytes_per_chip"] * change)
+    train["collectives"]["all-reduce"]["count"] += count
+    assert len(slices.differences(kept, found)) == told
