@@ -265,6 +265,7 @@ def test_hidden_states_of_a_layer_stop_there():
         ({"heads": 3}, "kv_heads"),
         ({"head_size": 7}, "head_size"),
         ({"dtype": "int8"}, "dtype"),
+        ({"base_width": 0}, "base_width"),
     ],
 )
 def test_a_wrong_shape_is_named(change, named):
