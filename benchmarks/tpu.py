@@ -18,41 +18,55 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 HERE = pathlib.Path(__file__).parent
 KEPT = HERE / "tpu.json"
 PAGE = HERE.parent / "docs/slices.md"
 TOLERANCE = 0.05  # of memory
 
-# (model, slice, number of slices, hardware file given after the model's).
+
+class Case(NamedTuple):
+    """A model of gin/models/ on a slice, and the file of gin/hardware/ given after it, if any."""
+
+    model: str
+    topology: str
+    hardware: str = ""
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """As `sbp_3b on 2 × v5p:4x4x4`."""
+        times = "" if self.slices == 1 else f"{self.slices} × "
+        return f"{self.model} on {times}{self.topology}"
+
+    @property
+    def files(self) -> list[str]:
+        """The gin files."""
+        hardware = [f"hardware/{self.hardware}.gin"] if self.hardware else []
+        return [f"models/{self.model}.gin", *hardware]
+
+
 CASES = (
-    ("sbp_100m", "v5e:2x2", 1, ""),
-    ("sbp_100m", "v6e:2x2", 1, ""),
-    ("qwen3_0_6b", "v5e:4x4", 1, "small_chips"),
-    ("qwen3_0_6b", "v6e:4x4", 1, "small_chips"),
-    ("sbp_3b", "v4:4x4x4", 1, "small_chips"),
-    ("sbp_3b", "v5e:16x16", 1, "small_chips"),
-    ("sbp_3b", "v6e:16x16", 1, "small_chips"),
-    ("sbp_3b", "v5p:4x4x4", 1, ""),
-    ("sbp_3b", "v5p:4x4x4", 2, ""),
-    ("sbp_6b", "v6e:16x16", 1, "small_chips"),
-    ("sbp_6b", "v5p:8x8x8", 1, ""),
-    ("llama3_8b", "v6e:16x16", 1, "small_chips"),
-    ("llama3_8b", "v5p:4x4x8", 1, ""),
+    Case("sbp_100m", "v5e:2x2"),
+    Case("sbp_100m", "v6e:2x2"),
+    Case("qwen3_0_6b", "v5e:4x4", "small_chips"),
+    Case("qwen3_0_6b", "v6e:4x4", "small_chips"),
+    Case("sbp_3b", "v4:4x4x4", "small_chips"),
+    Case("sbp_3b", "v5e:16x16", "small_chips"),
+    Case("sbp_3b", "v6e:16x16", "small_chips"),
+    Case("sbp_3b", "v5p:4x4x4"),
+    Case("sbp_3b", "v5p:4x4x4", slices=2),
+    Case("sbp_6b", "v6e:16x16", "small_chips"),
+    Case("sbp_6b", "v5p:8x8x8"),
+    Case("llama3_8b", "v6e:16x16", "small_chips"),
+    Case("llama3_8b", "v5p:4x4x8"),
 )
-CHECKED = (("sbp_3b", "v5p:4x4x4", 1, ""), ("sbp_6b", "v5p:8x8x8", 1, ""))
+CHECKED = ("sbp_3b on v5p:4x4x4", "sbp_6b on v5p:8x8x8")
 
 
-def name_of(case: tuple[str, str, int, str]) -> str:
-    """As `sbp_3b on 2 × v5p:4x4x4`."""
-    model, topology, slices, _ = case
-    return f"{model} on {topology}" if slices == 1 else f"{model} on {slices} × {topology}"
-
-
-def plan(case: tuple[str, str, int, str]) -> dict:
+def plan(case: Case) -> dict:
     """What `sbp plan --json` prints, and how long it took."""
-    model, topology, slices, hardware = case
-    files = [f"models/{model}.gin", *([f"hardware/{hardware}.gin"] if hardware else [])]
     started = time.monotonic()
     done = subprocess.run(
         [
@@ -60,9 +74,9 @@ def plan(case: tuple[str, str, int, str]) -> dict:
             "-m",
             "sbp_jax.cli",
             "plan",
-            *(f"--gin_file={file}" for file in files),
-            f"--topology={topology}",
-            f"--slices={slices}",
+            *(f"--gin_file={file}" for file in case.files),
+            f"--topology={case.topology}",
+            f"--slices={case.slices}",
             "--json",
         ],
         env={**os.environ, "PYTHONPATH": str(HERE.parent)},
@@ -71,9 +85,8 @@ def plan(case: tuple[str, str, int, str]) -> dict:
         check=False,
     )
     if done.returncode not in (0, 3):
-        raise SystemExit(f"{name_of(case)}: sbp plan ended with {done.returncode}")
+        raise SystemExit(f"{case.name}: sbp plan ended with {done.returncode}")
     found = json.loads(done.stdout)
-    found["files"] = files
     found["planned_in_seconds"] = round(time.monotonic() - started)
     return found
 
@@ -92,16 +105,18 @@ def page(kept: dict[str, dict]) -> str:
         "| MFU | chip-hours for 10⁹ tokens | GB a chip gathered | reduced |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    absent: list[str] = []
     for case in CASES:
-        if (found := kept.get(name_of(case))) is None:
+        if (found := kept.get(case.name)) is None:
+            absent.append(case.name)
             continue
         train = found["programs"]["pretrain"]
         moved = train["collectives"]
         cells = [
-            case[0],
+            case.model,
             found["topology"],
             str(found["chips"]),
-            " ".join(f"`{file}`" for file in found["files"]),
+            " ".join(f"`{file}`" for file in case.files),
             f"{found['batch_size']:,}",
             f"{train['bytes_per_chip'] / 2**30:.1f}",
             f"{train['hbm_bytes'] / 2**30:.0f}",
@@ -122,6 +137,8 @@ def page(kept: dict[str, dict]) -> str:
                 f"{reduced / 1e9:.1f}",
             ]
         lines.append(f"| {' | '.join(cells)} |")
+    if absent:
+        lines += ["", f"Not compiled yet: {', '.join(absent)}."]
     return "\n".join([*lines, ""])
 
 
@@ -149,24 +166,25 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     flags = parser.parse_args()
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    known = [case for case in CASES if case.name in CHECKED] if flags.check else CASES
+    cases = [case for case in known if any(text in case.name for text in flags.only.split(","))]
+    if not cases:
+        parser.error(f"--only={flags.only}: expected part of {[case.name for case in known]}")
     failed = False
-    for case in CHECKED if flags.check else CASES:
-        name = name_of(case)
-        if not any(text in name for text in flags.only.split(",")):
-            continue
+    for case in cases:
         found = plan(case)
         train = found["programs"]["pretrain"]
         print(
-            f"{name}: {train['bytes_per_chip'] / 2**30:.1f} GiB a chip, "
+            f"{case.name}: {train['bytes_per_chip'] / 2**30:.1f} GiB a chip, "
             f"{train['compiler_cycles'] or 0:,} cycles, planned in {found['planned_in_seconds']} s",
             flush=True,
         )
         if flags.check:
-            for difference in differences(kept[name], found):
+            for difference in differences(kept[case.name], found):
                 failed = True
-                print(f"{name}: {difference}", file=sys.stderr)
+                print(f"{case.name}: {difference}", file=sys.stderr)
             continue
-        kept[name] = found
+        kept[case.name] = found
         KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
     if not flags.check:
         PAGE.write_text(page(kept))

@@ -183,6 +183,15 @@ def test_a_stage_run_by_hand_finds_itself_finished(run):
     assert when(directory) == before
 
 
+def test_an_artefact_tells_its_own_settings_alone(run):
+    """Also where one process has made several."""
+    directory, _, _ = run
+    for scope, other in (("rows/dev", "rows/real"), ("evaluate/oracle", "evaluate/sbp")):
+        settings = (directory / scope / artifacts.OPERATIVE_CONFIG).read_text()
+        assert f"{scope}/" in settings
+        assert f"{other}/" not in settings
+
+
 def test_the_summary_says_what_the_stages_found(run):
     directory, second, _ = run
     summary = json.loads((directory / "summary.json").read_text())

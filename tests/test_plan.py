@@ -12,8 +12,8 @@ import pytest
 
 from sbp_jax import cli
 from sbp_jax.errors import UserError
-from sbp_jax.plan import hlo, topology
-from sbp_jax.plan.programs import TrainStep, compile_train_step
+from sbp_jax.plan import hlo, stage, topology
+from sbp_jax.plan.programs import Program, TrainStep, compile_train_step
 from sbp_jax.plan.stage import PlanConfig  # noqa: F401  (gin must know it)
 
 MODEL = """
@@ -102,8 +102,6 @@ def test_a_model_is_planned_for_a_slice(model, capsys):
 
 
 def test_out_of_memory_is_an_answer(model, capsys):
-    from sbp_jax.plan import stage
-
     def too_large(step, slice_):
         program = compile_train_step(step, slice_)
         assert not program.fits
@@ -204,6 +202,21 @@ def test_a_slice_of_a_name_and_its_chips():
         topology.parse("v5p")
 
 
+@pytest.mark.parametrize("price", [None, 2.5])
+def test_a_stage_costs_its_steps_on_all_chips(price):
+    gin.bind_parameter("PlanConfig.price", price)
+    step = TrainStep(None, None, None, None, batch_size=8, length=100)
+    program = Program(fits=True, bytes_per_chip=1, hbm_bytes=2, seconds=3.6)
+    found = stage._budget(stage.Training(step, steps=500), program, topology.parse("v5e:4x4", 2))
+    assert found == {
+        "steps": 500,
+        "tokens": 500 * 8 * 100,
+        "hours": pytest.approx(0.5),
+        "chip_hours": pytest.approx(0.5 * 32),
+        "dollars": price and pytest.approx(0.5 * 32 * 2.5),
+    }
+
+
 @pytest.fixture(scope="module")
 def slices():
     """The benchmark that compiles the shipped models for slices."""
@@ -217,7 +230,7 @@ def slices():
 def test_the_page_of_slices_says_what_was_compiled(slices):
     kept = json.loads(slices.KEPT.read_text())
     assert slices.PAGE.read_text() == slices.page(kept)
-    assert {slices.name_of(case) for case in slices.CHECKED} <= set(kept)
+    assert set(slices.CHECKED) <= set(kept) <= {case.name for case in slices.CASES}
     for found in kept.values():
         assert found["programs"]["pretrain"]["fits"]
 
