@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
-from made_rows import VOCAB_SIZE, sentences, write_rows_artefact, write_text_run
+from made_rows import TEXTS, VOCAB_SIZE, sentences, write_rows_artefact, write_text_run
 
 from sbp_jax import artifacts
-from sbp_jax.data import documents, vocab
+from sbp_jax.data import documents, vocab, vocabularies
 from sbp_jax.data.rows import open_rows
 from sbp_jax.errors import UserError
 from sbp_jax.model.decoder import DecoderConfig, initialise, structure
@@ -330,7 +330,7 @@ def rewritten(made, config, seed_id, key) -> str:
     from sbp_jax.checkpoints import load_parameters, model_config
     from sbp_jax.data.rows import prompt
 
-    pieces = vocab.load(made / "vocab")
+    pieces = vocabularies.load(made / "vocab")
     text = {d.id: d.text for d in documents.Documents(made / "rows/real")}[seed_id]
     sampler = Sampler(
         model_config(made / "tune"),
@@ -432,11 +432,10 @@ def test_it_stops_when_every_seed_has_had_its_turns(made):
 
 
 def test_a_seqio_task_reads_it(made, corpus):
-    import seqio
-
+    from sbp_jax.data.seqio_vocabularies import seqio_vocabulary
     from tasks.synthetic import synthetic
 
-    vocabulary = seqio.SentencePieceVocabulary(str(made / "vocab" / vocab.FILE), extra_ids=0)
+    vocabulary = seqio_vocabulary(vocabularies.load(made / "vocab"))
     task = synthetic(vocabulary, corpus)
     examples = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
     assert len(examples) == artifacts.read_manifest(corpus).counts["documents"]
@@ -463,12 +462,39 @@ def test_a_users_mistake_is_one_line(made, changes, message):
         write(made, "mistake" + str(abs(hash(message))), max_samples_per_seed=2, **changes)
 
 
+def test_bytes_that_are_no_utf8_are_replaced_in_what_is_written(tmp_path):
+    """A model of bytes that has learned nothing writes them all the time."""
+    directory = epath.Path(tmp_path)
+    vocab.vocab(artifacts.Run(directory, "vocab"), given="bytes")
+    tokens = vocabularies.Bytes().encode_batch(TEXTS[:4])
+    found = write_rows_artefact(
+        directory, "rows/real", {"real": tokens}, vocab_size=259, length=256
+    )
+    documents.write(
+        found / "real" / documents.FILE,
+        [documents.Document(f"id{i}", text) for i, text in enumerate(TEXTS[:4])],
+    )
+    train(
+        artifacts.Run(directory, "tune"),
+        rows="rows/real",
+        model=DecoderConfig(**{**vars(MODEL), "vocab_size": 259}),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        steps=1,
+        batch_size=8,
+    )
+    texts = FilterConfig(min_words=0, max_repetition=1.0)
+    out = write(directory, "synthetic", tokens=100, top_p=1.0, filter=texts)
+    written = [example["text"].decode() for example in read(out)]
+    assert any("\ufffd" in text for text in written)
+    assert artifacts.read_manifest(out).counts["bytes"] == sum(len(t.encode()) for t in written)
+
+
 def test_rows_without_documents_are_no_seeds(made, tmp_path):
     assert open_rows(made / "rows/real").sources
     with pytest.raises(UserError, match="documents = True"):
         Work(
             documents.Documents(without_documents(tmp_path)),
-            vocab.load(made / "vocab"),
+            vocabularies.load(made / "vocab"),
             4,
             FilterConfig(),
             None,

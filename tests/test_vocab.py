@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -15,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sbp_jax import artifacts
-from sbp_jax.data import vocab
+from sbp_jax.data import vocab, vocabularies
 from sbp_jax.errors import UserError
 
 TEXTS = [
@@ -113,7 +112,7 @@ def test_seqio_reads_the_same_ids_and_text(tmp_path):
 
     path = tmp_path / "vocab.model"
     path.write_bytes(trained())
-    loaded = vocab.load(path)
+    loaded = vocabularies.load(path)
     vocabulary = seqio.SentencePieceVocabulary(str(path))
     for text in TEXTS:
         ids = loaded.encode(text)
@@ -158,7 +157,7 @@ def test_an_error_while_reading_is_raised_as_it_is():
 
 def test_the_stage_leaves_a_vocabulary_and_counts(run, task):
     vocab.vocab(run, task=task(TEXTS), size=SIZE, character_coverage=1.0)
-    loaded = vocab.load(run.out)
+    loaded = vocabularies.load(run.out)
     size = sum(len(text.encode()) for text in TEXTS)
     tokens = sum(len(loaded.encode(text)) for text in TEXTS)
     assert artifacts.read_manifest(run.out).counts == {
@@ -168,10 +167,10 @@ def test_the_stage_leaves_a_vocabulary_and_counts(run, task):
         "pieces": SIZE,
         "bytes_per_token": round(size / tokens, 4),
     }
-    assert (run.out / vocab.FILE).read_bytes() == trained()
-    written = (run.out / vocab.FILE).stat().mtime
+    assert (run.out / vocabularies.SENTENCEPIECE_FILE).read_bytes() == trained()
+    written = (run.out / vocabularies.SENTENCEPIECE_FILE).stat().mtime
     vocab.vocab(run, task="vocab_documents:documents", size=SIZE, character_coverage=1.0)
-    assert (run.out / vocab.FILE).stat().mtime == written
+    assert (run.out / vocabularies.SENTENCEPIECE_FILE).stat().mtime == written
     with pytest.raises(UserError, match="size was 400, now 420"):
         vocab.vocab(run, task="vocab_documents:documents", size=420, character_coverage=1.0)
 
@@ -197,6 +196,7 @@ def test_the_stage_can_stop_after_so_many_documents(run, task):
     [
         (TEXTS, {"size": 50_000}, r"size 50000 is too large .* at most \d+ pieces"),
         (TEXTS, {"size": 262}, r"size 262 is too small .* need \d+ pieces"),
+        (TEXTS, {}, "size is not set: set vocab.task and vocab.size"),
         (TEXTS, {"size": 100}, r"size 100 is too small: 261 pieces are"),
         (TEXTS, {"size": 400, "character_coverage": 2.0}, "character_coverage 2.0 must be"),
         (TEXTS, {"size": 400, "documents": 0}, "documents 0 must be"),
@@ -218,16 +218,18 @@ def test_the_largest_size_that_an_error_names_works(run, task):
         vocab.vocab(run, task=name, size=50_000, character_coverage=1.0)
     largest = int(raised.value.message.split("at most ")[1].split()[0])
     vocab.vocab(run, task=name, size=largest, character_coverage=1.0)
-    assert vocab.load(run.out).get_piece_size() == largest
+    assert vocabularies.load(run.out).size == largest
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"vocab\.model does not exist"):
-        vocab.load(tmp_path)
+    with pytest.raises(UserError, match=r"holds no vocabulary \(vocab\.model"):
+        vocabularies.load(tmp_path)
+    with pytest.raises(UserError, match=r"none\.model does not exist"):
+        vocabularies.load(tmp_path / "none.model")
     for content in (b"not a model", b""):
         (tmp_path / "other.model").write_bytes(content)
         with pytest.raises(UserError, match=r"other\.model is not a SentencePiece"):
-            vocab.load(tmp_path / "other.model")
+            vocabularies.load(tmp_path / "other.model")
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS),
         model_prefix=str(tmp_path / "endless"),
@@ -237,12 +239,4 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(UserError, match="no id for the end of a document"):
-        vocab.load(tmp_path / "endless.model")
-
-
-def test_loading_needs_no_tensorflow():
-    program = "import sys, sbp_jax.data.vocab\nprint({'tensorflow', 'seqio'} & set(sys.modules))"
-    printed = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
-    assert printed.strip() == "set()"
+        vocabularies.load(tmp_path / "endless.model")

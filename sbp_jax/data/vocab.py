@@ -1,8 +1,8 @@
-"""The vocabulary: a SentencePiece model trained from a task's documents, and how it is loaded.
+"""The stage `sbp vocab`: a SentencePiece model trained from a task's documents, or one given.
 
-The model is lossless: what is encoded decodes to the same text, character by character, with one
-exception, the noncharacter U+10FFFF (see `_ESCAPES`). Characters that it does not know become
-bytes. What the ids of padding, end of document and so on are called inside SentencePiece
+A trained model is lossless: what is encoded decodes to the same text, character by character,
+with one exception, the noncharacter U+10FFFF (see `_ESCAPES`). Characters that it does not know
+become bytes. What the ids of padding, end of document and so on are called inside SentencePiece
 (`</s>`, …) is plain text when it stands in a document.
 """
 
@@ -14,17 +14,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import gin
 import sentencepiece
 from absl import logging
-from etils import epath
 
 from sbp_jax import artifacts
+from sbp_jax.data import vocabularies
 from sbp_jax.errors import UserError
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
 
-FILE = "vocab.model"
 PAD, EOS, UNK, BOS = 0, 1, 2, 3
 
 # SentencePiece writes a space inside a piece as U+2581, and so takes a U+2581 of the text for a
@@ -32,6 +30,7 @@ PAD, EOS, UNK, BOS = 0, 1, 2, 3
 # stands in no text: code point in the text, code point in the pieces.
 _ESCAPES = ((0x2581, 0x10FFFF),)
 _LONGEST_LINE = 1000  # characters; training time grows faster than the length of a line
+_CODE = ("sbp_jax.data.vocab", "sbp_jax.data.vocabularies")
 _LEAST = 4 + 256 + 1  # special ids, bytes and the line break
 
 
@@ -39,104 +38,131 @@ _LEAST = 4 + 256 + 1  # special ids, bytes and the line break
 def vocab(
     run: artifacts.Run,
     *,
-    task: str = gin.REQUIRED,
-    size: int = gin.REQUIRED,
+    task: str | None = None,
+    size: int | None = None,
     character_coverage: float = 0.9995,
     documents: int | None = None,
+    given: str | None = None,
 ) -> None:
-    """Stage `vocab`: trains a vocabulary; leaves `vocab.model`.
+    """Stage `vocab`: trains a vocabulary, or copies one that is given into the run.
 
-    The pieces are byte-pair encodings (Sennrich et al., 2016) as SentencePiece learns them. The
-    same text and settings give the same file.
+    The pieces of a trained one are byte-pair encodings (Sennrich et al., 2016) as SentencePiece
+    learns them. The same text and settings give the same file.
 
     Args:
       run: names the artefact.
-      task: the SeqIO task whose `train` split is read.
-      size: pieces, with the special ids, 256 bytes and the line break.
+      task: the SeqIO task whose `train` split is read; for a vocabulary that is given only to
+        count documents, bytes and tokens, and not needed.
+      size: pieces, with the special ids, 256 bytes and the line break; for a vocabulary that is
+        given V of the model, which may have more ids than it, and not needed.
       character_coverage: the share of the text's characters that get pieces of their own; the
         rarest become bytes.
-      documents: train from this many documents, the task's first; None for all.
+      documents: read so many documents, the task's first; None for all.
+      given: trains nothing: a SentencePiece model, a `tokenizer.json` of Hugging Face (with the
+        `tokenizer_config.json` beside it, if there is one), or `bytes`. Paths are from the
+        current folder.
 
     Raises:
-      UserError: the task is unknown or empty, or `size` does not fit its text.
+      UserError: the task is unknown or empty, `size` does not fit its text, or what is given is no
+        vocabulary.
     """
     if not 0.9 <= character_coverage <= 1:
         raise UserError(f"vocab: character_coverage {character_coverage} must be from 0.9 to 1")
     if documents is not None and documents < 1:
         raise UserError(f"vocab: documents {documents} must be 1 or more, or None for all")
+    if given is not None:
+        _copy(run, given, task, size, documents)
+        return
+    if task is None or size is None:
+        missing = "task" if task is None else "size"
+        raise UserError(
+            f"vocab: {missing} is not set: set vocab.task and vocab.size to train a vocabulary, "
+            "or vocab.given to take one that there is"
+        )
     if size < _LEAST:
         raise UserError(
             f"vocab: size {size} is too small: {_LEAST} pieces are special ids and bytes; "
             "choose at least 512"
         )
-    # Only here, because it loads SeqIO and with it TensorFlow.
-    import seqio
+    text = _Text(run, task, documents)
+    stage = artifacts.begin(
+        run,
+        "vocab",
+        config={"size": size, "character_coverage": character_coverage, **text.config},
+        inputs=text.inputs,
+        code=(*_CODE, *text.code),
+    )
+    if stage.finished:
+        return
+    model = train(lambda: text.read("learning pieces"), size, character_coverage, task)
+    artifacts.write_atomic(stage.work / vocabularies.SENTENCEPIECE_FILE, model)
+    stage.commit(counts=_counts(vocabularies.load(stage.work), text))
 
-    from sbp_jax.data import tasks as task_registry
 
-    resolved = task_registry.resolve(task, seqio.ByteVocabulary(), run)
+def _copy(
+    run: artifacts.Run, given: str, task: str | None, size: int | None, documents: int | None
+) -> None:
+    """Leaves a vocabulary that is given, and what it makes of the task's text."""
+    vocabulary, files = vocabularies.given(given)
+    if size is not None and size < vocabulary.size:
+        raise UserError(
+            f"vocab: size {size} is too small for {given}: its ids go up to {vocabulary.size - 1}; "
+            f"set vocab.size to {vocabulary.size}, or to the model's if that is larger"
+        )
+    size = size or vocabulary.size
+    text = _Text(run, task, documents) if task is not None else None
     stage = artifacts.begin(
         run,
         "vocab",
         config={
-            "task": task,
+            "given": type(vocabulary).__name__,
             "size": size,
-            "character_coverage": character_coverage,
-            "documents": documents,
-            "corpora": [task_registry.fingerprint(one) for one in resolved.tasks],
+            **(text.config if text else {}),
         },
-        inputs=resolved.inputs,
-        code=("sbp_jax.data.vocab", "sbp_jax.data.tasks", *resolved.code),
+        inputs={**files, **(text.inputs if text else {})},
+        code=(*_CODE, *(text.code if text else ())),
     )
     if stage.finished:
         return
-
-    def texts(desc: str) -> Iterator[str]:
-        found = enumerate(task_registry.texts(resolved))
-        for i, text in progress(found, desc=desc, unit="document", total=documents):
-            if i == documents:
-                return
-            yield text
-
-    model = train(lambda: texts("learning pieces"), size, character_coverage, task)
-    artifacts.write_atomic(stage.work / FILE, model)
-    stage.commit(counts=_counts(load(stage.work), texts("counting tokens")))
+    if not files:
+        artifacts.write_atomic(stage.work / vocabularies.BYTES_FILE, "The bytes of UTF-8.\n")
+    for name, file in files.items():
+        artifacts.write_atomic(stage.work / name, file.read_bytes())
+    stage.commit(counts=_counts(vocabularies.load(stage.work), text))
 
 
-def model_file(path: epath.PathLike) -> epath.Path:
-    """The SentencePiece model of an artefact of `vocab`; a model file itself is returned as is."""
-    path = epath.Path(path)
-    return path / FILE if path.is_dir() else path
-
-
-def load(path: epath.PathLike) -> sentencepiece.SentencePieceProcessor:
-    """Loads a vocabulary, which need not be one that `vocab` made.
+class _Text:
+    """The text of a task, and what a manifest is to say of it.
 
     Args:
-      path: the artefact's directory, or a SentencePiece model file.
-
-    Raises:
-      UserError: there is no file, it is no SentencePiece model, or it has no end of document.
+      run: where artefacts are looked for.
+      task: its name.
+      documents: read so many, the first; None for all.
     """
-    path = model_file(path)
-    if not path.exists():
-        raise UserError(
-            f"vocabulary {path} does not exist: make it with `sbp vocab`, or name another file"
-        )
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(path.read_bytes())
-    except RuntimeError as error:
-        raise UserError(
-            f"vocabulary {path} is not a SentencePiece model: name a .model file that "
-            "SentencePiece wrote, or make one with `sbp vocab`"
-        ) from error
-    if processor.eos_id() < 0:
-        raise UserError(
-            f"vocabulary {path} has no id for the end of a document (eos): train one with it, "
-            "as `sbp vocab` does"
-        )
-    return processor
+
+    def __init__(self, run: artifacts.Run, task: str, documents: int | None):
+        # Only here, because it loads SeqIO and with it TensorFlow.
+        import seqio
+
+        from sbp_jax.data import tasks
+
+        self._task = tasks.resolve(task, seqio.ByteVocabulary(), run)
+        self._texts = tasks.texts
+        self._documents = documents
+        self.config = {
+            "task": task,
+            "documents": documents,
+            "corpora": [tasks.fingerprint(one) for one in self._task.tasks],
+        }
+        self.inputs = self._task.inputs
+        self.code = ("sbp_jax.data.tasks", *self._task.code)
+
+    def read(self, desc: str) -> Iterator[str]:
+        found = enumerate(self._texts(self._task))
+        for i, text in progress(found, desc=desc, unit="document", total=self._documents):
+            if i == self._documents:
+                return
+            yield text
 
 
 def train(
@@ -204,19 +230,19 @@ def _lines(texts: Iterable[str], failed: list[BaseException]) -> Iterator[str]:
         failed.append(error)
 
 
-def _counts(
-    processor: sentencepiece.SentencePieceProcessor, texts: Iterable[str]
-) -> dict[str, int | float]:
+def _counts(vocabulary: vocabularies.Vocabulary, text: _Text | None) -> dict[str, int | float]:
+    if text is None:
+        return {"pieces": vocabulary.size}
     documents = size = tokens = 0
-    for text in texts:
+    for one in text.read("counting tokens"):
         documents += 1
-        size += len(text.encode())
-        tokens += len(processor.encode(text))
+        size += len(one.encode())
+        tokens += len(vocabulary.encode(one))
     return {
         "documents": documents,
         "bytes": size,
         "tokens": tokens,
-        "pieces": processor.get_piece_size(),
+        "pieces": vocabulary.size,
         "bytes_per_token": round(size / max(tokens, 1), 4),
     }
 

@@ -47,7 +47,12 @@ def embed(
             **{f"documents/{name}": path for name, path in splits.items()},
             **{role: run.path(path) for role, path in embedder.inputs.items()},
         },
-        code=("sbp_jax.pair.embed", "sbp_jax.pair.embedders", "sbp_jax.model"),
+        code=(
+            "sbp_jax.pair.embed",
+            "sbp_jax.pair.embedders",
+            "sbp_jax.model",
+            "sbp_jax.data.vocabularies",
+        ),
     )
     if stage.finished:
         return

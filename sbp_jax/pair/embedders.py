@@ -19,7 +19,7 @@ from flax import nnx
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
-from sbp_jax.data.vocab import load
+from sbp_jax.data.vocabularies import load
 from sbp_jax.errors import UserError
 from sbp_jax.model.decoder import structure
 from sbp_jax.progress import progress
@@ -141,7 +141,7 @@ class ActivationEmbedder:
             )
         parameters, _ = load_parameters(directory, step=self.step)
         graph, _ = structure(config)
-        pieces = load(run.path(self.vocab))
+        vocabulary = load(run.path(self.vocab))
 
         @jax.jit
         def pooled(parameters: Any, tokens_BL: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -156,8 +156,9 @@ class ActivationEmbedder:
             return jnp.sum(x_BLD * inside_BL[..., None], axis=1) / lengths_B[:, None]
 
         def activations(texts: Sequence[str]) -> np.ndarray:
-            bos = max(pieces.bos_id(), 0)
-            documents = [[bos, *ids][: self.max_length] for ids in pieces.encode(list(texts))]
+            documents = [
+                [vocabulary.bos, *ids][: self.max_length] for ids in vocabulary.encode_batch(texts)
+            ]
             vectors = np.zeros((len(documents), config.width), np.float32)
             bar = progress(desc="activations", unit=" docs", total=len(documents))
             for length, members in _buckets([len(d) for d in documents], self.max_length):

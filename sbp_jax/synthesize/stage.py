@@ -18,7 +18,7 @@ from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
 from sbp_jax.data.documents import Documents
 from sbp_jax.data.rows import prompt
-from sbp_jax.data.vocab import load
+from sbp_jax.data.vocabularies import Vocabulary, load, well_formed
 from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes
 from sbp_jax.progress import progress
@@ -109,10 +109,10 @@ def synthesize(
         "vocab": run.path(vocab),
     }
     model = model_config(paths["checkpoint"])
-    pieces = load(paths["vocab"])
-    if pieces.get_piece_size() != model.vocab_size:
+    vocabulary = load(paths["vocab"])
+    if vocabulary.size != model.vocab_size:
         raise UserError(
-            f"{paths['vocab']} has {pieces.get_piece_size()} pieces, the synthesizer "
+            f"{paths['vocab']} has {vocabulary.size} pieces, the synthesizer "
             f"{paths['checkpoint']} was trained with {model.vocab_size}: name its vocabulary"
         )
     stage = artifacts.begin(
@@ -132,7 +132,13 @@ def synthesize(
             "seed": seed,
         },
         inputs=paths,
-        code=("sbp_jax.synthesize", "sbp_jax.model", "sbp_jax.text", "sbp_jax.data.rows"),
+        code=(
+            "sbp_jax.synthesize",
+            "sbp_jax.model",
+            "sbp_jax.text",
+            "sbp_jax.data.rows",
+            "sbp_jax.data.vocabularies",
+        ),
         resumable=True,
         writer=processes.is_writer(),
     )
@@ -148,14 +154,14 @@ def synthesize(
             max_length=max_length,
             temperature=temperature,
             top_p=top_p,
-            eos=pieces.eos_id(),
-            never=tuple(i for i in (pieces.pad_id(), pieces.unk_id(), pieces.bos_id()) if i >= 0),
+            eos=vocabulary.eos,
+            never=vocabulary.never,
             slots=slots,
             prefill_rows=min(prefill_rows, slots),
             block=block,
         ),
     )
-    work = Work(Documents(paths["seeds"]), pieces, seed_length, filter, sampler, stage.work)
+    work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
     if not work.seeds:
         raise UserError(f"{paths['seeds']} has no seed document with a token in it")
     plan = Plan(
@@ -186,22 +192,22 @@ class Work:
     def __init__(
         self,
         documents: Documents,
-        pieces,
+        vocabulary: Vocabulary,
         seed_length: int,
         filter: FilterConfig,
         sampler: Sampler,
         directory: epath.Path,
     ):
-        self.documents, self.pieces, self.filter = documents, pieces, filter
+        self.documents, self.vocabulary, self.filter = documents, vocabulary, filter
         self.seed_length, self.sampler = seed_length, sampler
         self.directory = directory / SHARDS
         self.directory.mkdir(parents=True, exist_ok=True)
-        tokens = [pieces.encode(document.text) for document in documents]
+        tokens = vocabulary.encode_batch([document.text for document in documents])
         self.seeds = [index for index, found in enumerate(tokens) if found]
         self.empty_seeds = len(tokens) - len(self.seeds)
-        bos = pieces.bos_id() if pieces.bos_id() >= 0 else max(pieces.pad_id(), 0)
         self.prompts = [
-            prompt(tokens[index], seed_length, bos, pieces.eos_id()) for index in self.seeds
+            prompt(tokens[index], seed_length, vocabulary.bos, vocabulary.eos)
+            for index in self.seeds
         ]
 
     @functools.cached_property
@@ -275,7 +281,7 @@ class Work:
         document, index = plan.document(sample.request.index)
         tokens = sample.tokens.tolist()
         body = tokens[:-1] if sample.finish_reason == "stop" else tokens
-        text = "" if sample.finish_reason == "nan" else self.pieces.decode(body)
+        text = "" if sample.finish_reason == "nan" else well_formed(self.vocabulary.decode(body))
         judged = filters.judge(
             text, sample.finish_reason, self.seed_shingles[document], self.filter
         )
