@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 
+import gin
 import pytest
 import seqio
 
@@ -73,20 +74,72 @@ def test_seqio_reads_a_split(directory, monkeypatch):
     assert task_registry.fingerprint(task)["content"] == corpus.fingerprint
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("latin.txt", "ärger".encode("latin-1"), r"latin.txt is not UTF-8 \(byte 0\)"),
-        ("a.jsonl", b'{"text": "fine"}\n{"txt": 1}', "a.jsonl, line 2: expected a JSON object"),
-        ("a.jsonl", b'{"text": 7}', "line 1"),
-        ("a.jsonl", b"[1]", "line 1"),
-        ("a.jsonl", b'{"text": "x", "id": "mine3"}', "two documents of .* have the id 'mine3'"),
-    ],
-)
-def test_a_bad_file_is_named(directory, name, content, message):
-    (directory / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
+def test_what_cannot_be_used_is_counted_in_train_alone(directory, monkeypatch):
+    before = read(directory)
+    (directory / "latin.txt").write_bytes("ärger".encode("latin-1"))
+    (directory / "a.jsonl").write_bytes(b'{"text": "fine"}\n{"txt": 1}\n{"text": 7}\nno\n[1]\n')
+    folder._read.cache_clear()
+    corpus = read(directory)
+    assert corpus.rejected == [
+        ("a.jsonl:2", "no text under 'text'"),
+        ("a.jsonl:3", "text is not a string"),
+        ("a.jsonl:4", "not JSON"),
+        ("a.jsonl:5", "not a JSON object"),
+        ("latin.txt", "not UTF-8"),
+    ]
+    assert sum(map(len, corpus.documents.values())) == 64 + 1
+    assert corpus.fingerprint != before.fingerprint
+    monkeypatch.setattr(folder, "folder", lambda: corpus)
+    for split in ("train", "dev", "heldout"):
+        task = getattr(folder, split)(seqio.ByteVocabulary())
+        examples = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
+        assert len(examples) == task.num_input_examples("train")
+        found = [(e["id"].decode(), e["rejected"].decode()) for e in examples if e["rejected"]]
+        assert found == (corpus.rejected if split == "train" else [])
+        assert all(e["targets_pretokenized"] == b"" for e in examples if e["rejected"])
+
+
+def test_two_documents_of_one_id_are_refused(directory):
+    (directory / "a.jsonl").write_text('{"text": "x", "id": "mine3"}')
+    with pytest.raises(UserError, match=r"two documents of .* have the id 'mine3'"):
         read(directory)
+
+
+def test_a_stream_has_every_document_in_one_split_whatever_else_is_there(directory, monkeypatch):
+    def dealt():
+        found = {}
+        for split in ("train", "dev", "heldout"):
+            task = getattr(folder, split)(seqio.ByteVocabulary())
+            assert task.num_input_examples("train") is None
+            for example in task.get_dataset(None, "train", shuffle=False).as_numpy_iterator():
+                name = example["id"].decode()
+                assert name not in found
+                text = example["targets_pretokenized"].decode()
+                found[name] = (split, text, example["rejected"].decode())
+        return found
+
+    monkeypatch.setattr(folder, "deal", lambda *_, **__: pytest.fail("held in memory"))
+    settings = {"near_duplicates": False, "heldout_share": 0.3, "dev_share": 0.2}
+    for name, value in {**settings, "directory": os.fspath(directory)}.items():
+        gin.bind_parameter(f"folder.{name}", value)
+    before = dealt()
+    assert len(before) == 64
+    assert before["mine3"][1] == text(103)
+    counts = [sum(split == name for split, *_ in before.values()) for name in ("heldout", "dev")]
+    assert 10 <= counts[0] <= 30
+    assert 5 <= counts[1] <= 22
+    (directory / "0a.jsonl").write_text('{"text": "new"}\n{"no": 1}\n')
+    after = dealt()
+    assert {name: after[name] for name in before} == before
+    assert after["0a.jsonl:2"] == ("train", "", "no text under 'text'")
+    # Equal texts are on one side, and on the same one when read from elsewhere.
+    (directory / "again").mkdir()
+    lines = [{"text": found, "id": f"again {name}"} for name, (_, found, _) in before.items()]
+    (directory / "again" / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    again = dealt()
+    assert all(again[name][0] == again[f"again {name}"][0] for name in before)
+    gin.bind_parameter("folder.directory", os.fspath(directory / "again"))
+    assert dealt() == {f"again {name}": found for name, found in before.items()}
 
 
 def test_mistakes_are_named(directory, tmp_path_factory):
@@ -97,6 +150,8 @@ def test_mistakes_are_named(directory, tmp_path_factory):
         (directory, {"heldout_share": 0.0}, "must be above 0"),
         (directory, {"threshold": 0.0}, "threshold"),
         (directory, {"dev_share": 1e-9}, "none fell to dev"),
+        (directory, {"max_bytes": 0}, "folder.max_bytes = 0"),
+        (directory, {"max_bytes": 5}, r"of the 0 documents of .* \(64 more .*longer than 5 bytes"),
     ):
         with pytest.raises(UserError, match=message):
             read(wrong, **changes)
