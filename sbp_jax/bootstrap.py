@@ -57,7 +57,7 @@ STAGES = (
     StageCall("cache", "rows/pairs_dev", ("sbp",)),
     StageCall("train", "tune", ("sbp",)),
     StageCall("synthesize", "synthetic", ("sbp",)),
-    StageCall("cache", "rows/joint", ("sbp",)),
+    StageCall("cache", "rows/synthetic", ("sbp",)),
     StageCall("train", "joint", ("sbp",)),
     StageCall("train", "oracle", ("oracle",)),
     StageCall("evaluate", "evaluate/repetition"),

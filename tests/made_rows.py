@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from sbp_jax import artifacts
-from sbp_jax.data import documents, rows, vocab
+from sbp_jax.data import documents, rows, vocab, vocabularies
 
 BOS, EOS = 3, 1
 
@@ -45,13 +46,16 @@ def write_rows_artefact(
             for tokens in found
             for part in rows.split(rows.document_piece(tokens, BOS, EOS), length)
         ]
-        written, padding = rows.write_rows(folder, rows.pack(pieces, length))
+        written = rows.write_rows(
+            folder / "rows-00000.array_record", rows.pack(pieces, length), vocab_size
+        )
         tokens = sum(len(piece.targets) for piece in pieces)
         counts[source] = {
             "rate": (rates or {}).get(source, 1.0),
             "synthetic": source in synthetic,
+            "repeat": source not in synthetic,
             "rows": written,
-            "padding": padding,
+            "padding": written * length - tokens,
             "tokens": tokens,
             "loss_tokens": tokens,
             "documents": len(found),
@@ -61,18 +65,17 @@ def write_rows_artefact(
     return run.out
 
 
-def rewrite_weights(directory: epath.Path, scale: float = 1.0) -> None:
-    """Gives every row of an artefact uneven loss weights."""
-    rng = np.random.default_rng(0)
-    artefact = rows.open_rows(directory)
-    for source in artefact.sources.values():
-        records = source.open()
-        changed = []
-        for index in range(source.rows):
-            row = rows.decode(records[index], source.length)
-            weights = scale * rng.uniform(0, 2, source.length) ** 3 * (row.segment_ids > 0)
-            changed.append(row._replace(loss_weights=weights.astype(np.float32)))
-        rows.write_rows(source.directory, changed)
+def uneven_weights(monkeypatch, scale: float = 1.0) -> None:
+    """Gives every row that is read from now on loss weights that differ much."""
+    decode = rows.decode
+
+    def uneven(record: bytes, length: int, vocab_size: int) -> rows.Row:
+        row = decode(record, length, vocab_size)
+        rng = np.random.default_rng(zlib.crc32(record))
+        weights = scale * rng.uniform(0, 2, length) ** 3 * (row.segment_ids > 0)
+        return row._replace(loss_weights=weights.astype(np.float32))
+
+    monkeypatch.setattr(rows, "decode", uneven)
 
 
 TEXTS = [
@@ -89,8 +92,8 @@ def write_text_run(directory) -> epath.Path:
         artifacts.Run(directory, "vocab"), "vocab", config={}, inputs={}, code=()
     )
     model = vocab.train(lambda: TEXTS, VOCAB_SIZE, 1.0, "texts")
-    artifacts.write_atomic(stage.work / vocab.FILE, model)
-    pieces = vocab.load(stage.work)
+    artifacts.write_atomic(stage.work / vocabularies.SENTENCEPIECE_FILE, model)
+    pieces = vocabularies.load(stage.work)
     stage.commit({})
     tokens = [pieces.encode(text) for text in TEXTS]
     rows_directory = write_rows_artefact(

@@ -17,7 +17,7 @@ import pytest
 
 from sbp_jax import artifacts
 from sbp_jax.bootstrap import STAGES
-from sbp_jax.data import loader, rows
+from sbp_jax.data import loader, mixture, rows
 from sbp_jax.data.documents import Documents
 from sbp_jax.pair.stage import PAIRS
 from sbp_jax.text.shingles import containment, shingles
@@ -171,7 +171,8 @@ def test_all_stages_finish_and_none_runs_twice(run):
 def test_a_stage_run_by_hand_finds_itself_finished(run):
     directory, _, _ = run
     before = when(directory)
-    for stage, scope in (("train", "joint"), ("synthesize", "synthetic"), ("cache", "rows/joint")):
+    anew = (("train", "joint"), ("synthesize", "synthetic"), ("cache", "rows/synthetic"))
+    for stage, scope in anew:
         arguments = [*command(directory), f"--scope={scope}"]
         arguments[3] = stage
         environment = {**os.environ, **CHILDREN, "PYTHONPATH": os.getcwd()}
@@ -246,7 +247,7 @@ def texts_trained_on(directory) -> dict[str, list[str]]:
 
 
 def load_vocabulary(directory):
-    from sbp_jax.data.vocab import load
+    from sbp_jax.data.vocabularies import load
 
     return load(directory / "vocab")
 
@@ -274,18 +275,20 @@ def test_nothing_held_out_is_trained_on(run):
 
 def test_no_synthetic_document_is_seen_twice(run):
     directory, _, _ = run
-    data = rows.open_rows(directory / "rows/joint")
+    artefacts = {name: rows.open_rows(directory / name) for name in ("rows/real", "rows/synthetic")}
+    synthetic = artefacts["rows/synthetic"].sources["synthetic"]
     corpus = artifacts.read_manifest(directory / "synthetic").counts
-    assert data.sources["synthetic"].synthetic
-    assert data.sources["synthetic"].documents == corpus["documents"]
-    shares = loader.plan_shares(data, 30 * 8)
-    assert [share.slots for share in shares] == [180, 60]
-    order = loader.RowOrder(shares, 0)
+    assert synthetic.synthetic
+    assert synthetic.documents == corpus["documents"]
+    shares = {"rows/real": 0.75, "rows/synthetic": 0.25}
+    mixed = mixture.plan(artefacts, shares, 30, 8)
+    assert [share.slots for share in mixed.shares] == [180, 60]
+    order = loader.RowOrder(mixed, 0)
     taken = [order[slot] for slot in range(len(order))]
     synthetic = [row for source, row in taken if source == 1]
     assert len(set(synthetic)) == len(synthetic) == 60
     real = [row for source, row in taken if source == 0]
-    passes = 180 / shares[0].source.rows
+    passes = mixed.shares[0].passes
     assert all(int(passes) <= real.count(row) <= int(passes) + 1 for row in set(real))
 
 
@@ -293,7 +296,7 @@ def test_lineage_leads_from_the_joint_model_to_the_corpus(run):
     directory, _, _ = run
     found = {m.scope: m for m in artifacts.ancestry(directory / "joint").values()}
     assert set(found) == {
-        *("joint", "rows/joint", "synthetic", "tune", "rows/pairs", "rows/pairs_dev", "pairs"),
+        *("joint", "rows/synthetic", "synthetic", "tune", "rows/pairs", "rows/pairs_dev", "pairs"),
         *("pairs_dev", "embed", "pretrain", "rows/real", "rows/dev", "vocab"),
     }
     assert found["synthetic"].config["temperature"] == 1.0

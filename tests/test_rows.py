@@ -15,6 +15,10 @@ from sbp_jax.errors import UserError
 DOCUMENTS = st.lists(st.lists(st.integers(4, 99), max_size=40), max_size=30)
 
 
+def as_row(pieces, length: int) -> rows.Row:
+    return rows.decode(rows.encode(pieces, 100), length, 100)
+
+
 def segments(row: rows.Row):
     """The segments of a row, in order."""
     for segment in range(1, row.segment_ids.max(initial=0) + 1):
@@ -22,6 +26,10 @@ def segments(row: rows.Row):
         assert (np.diff(at) == 1).all()
         assert row.positions[at].tolist() == list(range(len(at)))
         yield row.inputs[at].tolist(), row.targets[at].tolist(), row.loss_weights[at].tolist()
+
+
+def inputs(piece: rows.Piece) -> list[int]:
+    return [piece.first, *piece.targets[:-1].tolist()]
 
 
 @settings(max_examples=150, deadline=None)
@@ -33,13 +41,15 @@ def test_packing_keeps_every_token_once(documents, length, open_rows):
         for part in rows.split(rows.document_piece(tokens, BOS, EOS), length)
     ]
     found = []
-    for row in rows.pack(pieces, length, open_rows):
+    for packed in rows.pack(pieces, length, open_rows):
+        row = as_row(packed, length)
         assert all(len(field) == length for field in row)
         padding = row.segment_ids == 0
         assert not row.loss_weights[padding].any()
         assert not row.targets[padding].any()
+        assert not row.inputs[padding].any()
         found += [(tuple(i), tuple(t)) for i, t, _ in segments(row)]
-    wanted = [(tuple(p.inputs.tolist()), tuple(p.targets.tolist())) for p in pieces]
+    wanted = [(tuple(inputs(p)), tuple(p.targets.tolist())) for p in pieces]
     assert sorted(found) == sorted(wanted)
     assert sum(len(t) for _, t in found) == sum(len(d) + 1 for d in documents)
 
@@ -49,9 +59,10 @@ def test_packing_keeps_every_token_once(documents, length, open_rows):
 def test_a_long_document_goes_on_where_it_was_cut(tokens, length):
     parts = list(rows.split(rows.document_piece(tokens, BOS, EOS), length))
     targets = [t for part in parts for t in part.targets.tolist()]
-    inputs = [i for part in parts for i in part.inputs.tolist()]
     assert targets == [*tokens, EOS]
-    assert inputs == [BOS, *tokens]
+    assert [i for part in parts for i in inputs(part)] == [BOS, *tokens]
+    assert [part.part for part in parts] == list(range(len(parts)))
+    assert {part.parts for part in parts} == {len(parts)}
 
 
 def test_a_document_that_brings_its_end_gets_no_second():
@@ -61,21 +72,23 @@ def test_a_document_that_brings_its_end_gets_no_second():
 
 def test_a_pair_has_loss_on_its_second_document_alone():
     piece = rows.pair_piece([10, 11, 12], [20, 21], BOS, EOS, seed_length=2, target_length=5)
-    assert piece.inputs.tolist() == [BOS, 10, 11, EOS, 20, 21]
-    assert piece.targets.tolist() == [10, 11, EOS, 20, 21, EOS]
-    assert piece.loss_weights.tolist() == [0, 0, 0, 1, 1, 1]
+    row = as_row([piece], 8)
+    assert row.inputs.tolist() == [BOS, 10, 11, EOS, 20, 21, 0, 0]
+    assert row.targets.tolist() == [10, 11, EOS, 20, 21, EOS, 0, 0]
+    assert row.loss_weights.tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
+    assert piece.loss_tokens == 3
     # What the synthesizer reads before its first token is what the sampler gives it.
     prompt = rows.prompt([10, 11, 12], 2, BOS, EOS)
-    assert piece.inputs[: len(prompt)].tolist() == prompt
+    assert row.inputs[: len(prompt)].tolist() == prompt
     cut = rows.pair_piece([10], [20, 21, 22], BOS, EOS, seed_length=2, target_length=2)
-    assert cut.targets[cut.loss_weights > 0].tolist() == [20, 21]
+    assert cut.targets[cut.loss_from :].tolist() == [20, 21]
 
 
 def test_packing_leaves_little_padding():
     pieces = [rows.document_piece(d, BOS, EOS) for d in sentences(2000, 64, 0)]
     packed = list(rows.pack(pieces, 64))
-    padding = sum(int((row.segment_ids == 0).sum()) for row in packed)
-    assert padding / (64 * len(packed)) < 0.02
+    used = sum(len(piece.targets) for row in packed for piece in row)
+    assert used / (64 * len(packed)) > 0.98
 
 
 def test_a_piece_too_long_for_a_row_is_refused():
@@ -83,42 +96,60 @@ def test_a_piece_too_long_for_a_row_is_refused():
         list(rows.pack([rows.document_piece([4] * 8, BOS, EOS)], 8))
 
 
-def test_rows_come_back_from_disk_as_they_were(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "ROWS_PER_SHARD", 7)
-    made = list(rows.pack((rows.document_piece(d, BOS, EOS) for d in sentences(60, 64, 0)), 48))
-    count, padding = rows.write_rows(epath.Path(tmp_path), iter(made))
-    assert count == len(made) > 14
-    assert padding == sum(int((row.segment_ids == 0).sum()) for row in made)
-    source = rows.RowSource("x", epath.Path(tmp_path), 1.0, count, 1, 1, 1, 1, 48, 64)
-    records = source.open()
-    for index, row in enumerate(made):
-        for field, wanted in zip(rows.decode(records[index], 48), row, strict=True):
-            assert field.dtype == wanted.dtype
-            np.testing.assert_array_equal(field, wanted)
-    with pytest.raises(ValueError, match="takes 940 bytes"):
-        rows.decode(records[0], 47)
+@pytest.mark.parametrize("vocab_size", [64, 1 << 16, 1 << 17])
+def test_rows_come_back_from_disk_as_they_were(tmp_path, vocab_size):
+    top = vocab_size - 1
+    documents = [[*tokens, top, 4] for tokens in sentences(60, 64, 0)]
+    pieces = [
+        piece._replace(document=number)
+        for number, tokens in enumerate(documents)
+        for piece in rows.split(rows.document_piece(tokens, BOS, EOS), 20)
+    ]
+    made = list(rows.pack(pieces, 20))
+    count = rows.write_rows(tmp_path / "rows-00000.array_record", iter(made), vocab_size)
+    assert count == len(made)
+    records = source(tmp_path, count, 20, vocab_size).open()
+    for index, wanted in enumerate(made):
+        for piece, other in zip(
+            rows.decode_pieces(records[index], vocab_size), wanted, strict=True
+        ):
+            np.testing.assert_array_equal(piece.targets, other.targets)
+            assert piece[1:] == other[1:]
+        row = source(tmp_path, count, 20, vocab_size).read(records, index)
+        assert [field.dtype for field in row] == [np.int32] * 4 + [np.float32]
+        assert top in row.targets or top not in np.concatenate([p.targets for p in wanted])
+
+
+def source(directory, count: int, length: int, vocab_size: int) -> rows.RowSource:
+    return rows.RowSource("x", epath.Path(directory), 1.0, count, 1, 1, 1, 1, length, vocab_size)
+
+
+def test_tokens_that_are_none_are_not_written():
+    for piece in (rows.document_piece([99], BOS, EOS), rows.Piece(np.array([-1]), BOS)):
+        with pytest.raises(ValueError, match="is none of a vocabulary of 64"):
+            rows.encode([piece], 64)
+
+
+GOOD = rows.encode([rows.document_piece([5, 6], BOS, EOS), rows.document_piece([7], 3, EOS)], 64)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("content", "message"),
     [
-        (lambda row: row._replace(inputs=row.inputs + 60), "token 1.. is none of a vocabulary"),
-        (lambda row: row._replace(targets=row.targets - 60), "token -.. is none of a vocabulary"),
-        (
-            lambda row: rows.Row(*(x[:40] for x in row)),
-            "a row of 48 tokens takes 960 bytes, not 800",
-        ),
+        (GOOD[:-2], "do not add up to its 4 tokens"),
+        (GOOD[:-1], "are no row of 2 segments"),
+        (GOOD[:20], "20 bytes are no row of 2 segments"),
+        (GOOD[:-2] + b"\x40\x00", "token 64 is none of a vocabulary of 64"),
+        (GOOD[:8] + b"\xff" + GOOD[9:], "token 255 is none of a vocabulary of 64"),
+        (GOOD[:4] + bytes([0xFF] * 4) + GOOD[8:], "do not add up"),
+        (rows.encode([rows.document_piece([5] * 20, BOS, EOS)], 64), "do not fit a row of 8"),
+        (b"", "0 bytes are no row"),
     ],
 )
-def test_a_row_that_is_none_is_named(tmp_path, change, message):
-    made = list(rows.pack((rows.document_piece(d, BOS, EOS) for d in sentences(20, 64, 0)), 48))
-    made[1] = change(made[1])
-    count, _ = rows.write_rows(epath.Path(tmp_path), iter(made))
-    source = rows.RowSource("x", epath.Path(tmp_path), 1.0, count, 1, 1, 1, 1, 48, 64)
-    records = source.open()
-    source.read(records, 0)
-    with pytest.raises(UserError, match=rf"row 1 of .* is damaged \({message}"):
-        source.read(records, 1)
+def test_a_row_that_is_none_is_named(content, message):
+    with pytest.raises(UserError, match=f"row 0 of .* is damaged .*{message}"):
+        source("/nowhere", 1, 8, 64).read([content], 0)
+    assert source("/nowhere", 1, 8, 64).read([GOOD], 0).targets.tolist()[:5] == [5, 6, EOS, 7, EOS]
 
 
 def test_missing_shards_are_noticed(tmp_path):

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from made_rows import rewrite_weights, sentences, write_rows_artefact
+from made_rows import sentences, uneven_weights, write_rows_artefact
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters
-from sbp_jax.data import loader, rows
+from sbp_jax.data import loader, mixture, rows
 from sbp_jax.errors import Stopped, UserError
 from sbp_jax.model.decoder import DecoderConfig
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
@@ -80,8 +80,7 @@ def one_step(directory, mesh: MeshConfig, devices: int, accumulation_steps: int 
     step = make_train_step(
         MODEL, optimizer, layout, dropout=0.2, accumulation_steps=accumulation_steps
     )
-    shares = loader.plan_shares(rows.open_rows(directory / "rows/real"), 16)
-    (batch,) = loader.batches(loader.RowOrder(shares, 0), 16, np.arange(16), 0, 1)
+    (batch,) = loader.batches(order(directory, 1, 16), np.arange(16), 0, 1, loader.BadRows(0))
     placed = jax.device_put(batch, layout.sharding("batch"))
     after, found = step(state, placed, jax.random.key(0), 1)
     # What a step gives must be what it takes, or the second compiles again.
@@ -92,8 +91,8 @@ def one_step(directory, mesh: MeshConfig, devices: int, accumulation_steps: int 
     return jax.device_get((adam.mu, found))
 
 
-def test_loss_and_update_do_not_depend_on_mesh_or_accumulation(run_directory):
-    rewrite_weights(run_directory / "rows/real")
+def test_loss_and_update_do_not_depend_on_mesh_or_accumulation(run_directory, monkeypatch):
+    uneven_weights(monkeypatch)
     gradients, found = one_step(run_directory, ONE_DEVICE, 1)
     assert found.loss > 3
     layouts = [
@@ -137,11 +136,11 @@ def test_training_learns_and_reports(run_directory):
 
 def test_loss_tokens_are_those_of_the_rows_read(run_directory):
     out = call(run_directory, steps=12)
-    shares = loader.plan_shares(rows.open_rows(run_directory / "rows/real"), 96)
-    order = loader.RowOrder(shares, 0)
-    records = shares[0].source.open()
+    read = order(run_directory, 12)
+    source = read.sources[0]
+    records = source.open()
     expected = sum(
-        int(rows.decode(records[order[slot][1]], 32).loss_weights.sum()) for slot in range(96)
+        int(source.read(records, read[slot][1]).loss_weights.sum()) for slot in range(96)
     )
     assert artifacts.read_manifest(out).counts["loss_tokens"] == expected
 
@@ -155,8 +154,10 @@ def timeless(directory) -> list[dict]:
     ]
 
 
-def plan(directory, slots: int) -> list[loader.Share]:
-    return loader.plan_shares(rows.open_rows(directory / "rows/real"), slots)
+def order(directory, steps: int, batch_size: int = 8) -> loader.RowOrder:
+    """Of the rows of `steps` steps."""
+    artefacts = {"real": rows.open_rows(directory / "rows/real")}
+    return loader.RowOrder(mixture.plan(artefacts, {"real": 1}, steps, batch_size), 0)
 
 
 KILLED = """
@@ -265,15 +266,15 @@ def test_rows_of_another_vocabulary_are_refused(run_directory):
         call(run_directory, model=dataclasses.replace(MODEL, vocab_size=100))
 
 
-def test_updates_without_numbers_are_left_out_and_too_many_stop_the_run(run_directory):
-    rewrite_weights(run_directory / "rows/real", np.nan)
+def test_updates_without_numbers_are_left_out_and_too_many_stop_the_run(run_directory, monkeypatch):
+    uneven_weights(monkeypatch, np.nan)
     with pytest.raises(Stopped, match=r"3 updates in a row .* step 3 .* rows real \d+") as stopped:
         call(run_directory, stop_after_skipped=3)
     assert stopped.value.exit_code == 1
     lines = metrics.read_metrics(run_directory / "pretrain.partial")
     skipped = [line for line in lines if "skipped" in line]
     assert [line["step"] for line in skipped] == [1, 2, 3]
-    read = [loader.RowOrder(plan(run_directory, 96), 0)[slot][1] for slot in range(8)]
+    read = [order(run_directory, 12)[slot][1] for slot in range(8)]
     assert skipped[0]["skipped"]["rows"] == f"real {' '.join(map(str, read))}"
 
 

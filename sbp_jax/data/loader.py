@@ -7,93 +7,44 @@ its own. Nothing here depends on hosts, devices or what was read before: resume 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import bisect
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import logging
 
 from sbp_jax.data import rows as row_format
-from sbp_jax.data.rows import Row, RowsArtefact, RowSource
-from sbp_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """What a run takes from one source.
-
-    Attributes:
-      source: the rows.
-      slots: how many rows of the run, repeats counted.
-    """
-
-    source: RowSource
-    slots: int
-
-    @property
-    def passes(self) -> float:
-        """How many times the source is read."""
-        return self.slots / self.source.rows
-
-    @property
-    def unique_rows(self) -> int:
-        """How many different rows are read."""
-        return min(self.slots, self.source.rows)
-
-    @property
-    def unique_tokens(self) -> int:
-        """How many different tokens are read; by the rows' mean where not all rows are."""
-        return round(self.source.tokens * self.unique_rows / self.source.rows)
-
-
-def plan_shares(rows: RowsArtefact, slots: int) -> list[Share]:
-    """Turns the mixture's rates into exact numbers of rows.
-
-    Args:
-      rows: the sources, with their rates; a synthetic one must not be repeated.
-      slots: N, rows of the whole run.
-
-    Raises:
-      UserError: a synthetic source has too few rows for its rate.
-    """
-    sources = list(rows.sources.values())
-    total = sum(source.rate for source in sources)
-    # Rounding the running sums keeps the numbers' sum exact.
-    bounds = np.rint(np.cumsum([0.0] + [s.rate / total for s in sources]) * slots).astype(int)
-    shares = [
-        Share(source, int(end - start))
-        for source, start, end in zip(sources, bounds[:-1], bounds[1:], strict=True)
-    ]
-    for share in shares:
-        if share.source.synthetic and share.slots > share.source.rows:
-            rate = share.source.rows / slots
-            raise UserError(
-                f"{share.source.name} would be read {share.passes:.2f} times, but no synthetic "
-                f"document is read twice: its rate asks for {share.slots} rows and there are "
-                f"{share.source.rows}. Lower its share to {rate:.4f}, or write more of it"
-            )
-    return shares
+from sbp_jax.data.mixture import Mixture
+from sbp_jax.data.rows import Row, RowSource
+from sbp_jax.errors import Stopped, UserError
 
 
 class RowOrder:
     """Slot → source and row, in constant time and memory.
 
     Args:
-      shares: what is taken from each source.
+      mixture: what is read.
       seed: of the shuffles.
     """
 
-    def __init__(self, shares: Sequence[Share], seed: int):
-        self.shares = list(shares)
-        self.slots = sum(share.slots for share in shares)
+    def __init__(self, mixture: Mixture, seed: int):
+        self.mixture = mixture
+        self.sources = mixture.sources
         self.orders = [
-            grain.MapDataset.range(share.source.rows).seed(seed + index).shuffle().repeat()
-            for index, share in enumerate(shares)
+            grain.MapDataset.range(source.rows).seed(seed + index).shuffle().repeat()
+            for index, source in enumerate(self.sources)
         ]
+        counts = np.array(mixture.phases)
+        # The first slot of each phase, and the rows of each source before it.
+        self.starts = np.concatenate([[0], np.cumsum(counts.sum(axis=1))]).tolist()
+        self.offsets = np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])
 
     def __len__(self) -> int:
-        return self.slots
+        return self.starts[-1]
 
     def __getitem__(self, slot: int) -> tuple[int, int]:
         """The source's index and the row's index in it.
@@ -101,25 +52,30 @@ class RowOrder:
         Sources are told apart one after the other: of n slots that are left, source k with m of
         them has those at which floor(i · m / n) steps up, which spreads it evenly.
         """
-        if not 0 <= slot < self.slots:
+        if not 0 <= slot < len(self):
             raise IndexError(slot)
-        left = self.slots
-        for index, share in enumerate(self.shares):
-            before = slot * share.slots // left
-            if (slot + 1) * share.slots // left > before:
-                return index, int(self.orders[index][before])
+        phase = bisect.bisect_right(self.starts, slot) - 1
+        slot, left = slot - self.starts[phase], self.starts[phase + 1] - self.starts[phase]
+        for index, count in enumerate(self.mixture.phases[phase]):
+            before = slot * count // left
+            if (slot + 1) * count // left > before:
+                return index, int(self.orders[index][int(self.offsets[phase][index]) + before])
             slot -= before
-            left -= share.slots
+            left -= count
         raise AssertionError("shares do not add up")
 
     def slots_before(self, slot: int) -> list[int]:
         """How many of the first `slot` slots each source has."""
-        left, counts = self.slots, []
-        for share in self.shares:
-            before = slot * share.slots // left if left else 0
-            counts.append(before)
+        phase = min(bisect.bisect_right(self.starts, slot), len(self.mixture.phases)) - 1
+        slot, left = slot - self.starts[phase], self.starts[phase + 1] - self.starts[phase]
+        counts = []
+        for offset, count in zip(
+            self.offsets[phase].tolist(), self.mixture.phases[phase], strict=True
+        ):
+            before = slot * count // left if left else 0
+            counts.append(offset + before)
             slot -= before
-            left -= share.slots
+            left -= count
         return counts
 
 
@@ -132,28 +88,74 @@ def local_slots(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     return np.array(sorted(held))
 
 
+class BadRows:
+    """Rows that could not be read: named, counted, and too many end the run.
+
+    In the place of such a row stands one of padding, which weighs nothing.
+
+    Args:
+      most: the share of the rows read so far that may be bad. The first `FEW` never end a run.
+    """
+
+    FEW = 3
+
+    def __init__(self, most: float):
+        self.most, self.read, self.slots = most, 0, list[int]()
+        self._lock = threading.Lock()
+
+    def before(self, slot: int) -> int:
+        """How many of the run's slots before this one were found bad."""
+        return sum(bad < slot for bad in self.slots)
+
+    def take(self, slot: int, source: RowSource, records: Any, index: int) -> Row:
+        """A row of a source, or padding in its place.
+
+        Raises:
+          Stopped: too many rows are bad.
+        """
+        with self._lock:
+            self.read += 1
+        try:
+            return source.read(records, index)
+        except UserError as error:
+            with self._lock:
+                self.slots.append(slot)
+                count = len(self.slots)
+                stop = count > max(self.FEW, self.most * self.read)
+            logging.error("left out: %s", error.message)
+            if stop:
+                raise Stopped(
+                    f"{count} of {self.read} rows could not be read, the last: {error.message}"
+                ) from error
+            return row_format.empty_row(source.length)
+
+
 def batches(
-    order: RowOrder, batch_size: int, slots: np.ndarray, start_step: int, stop_step: int
+    order: RowOrder, slots: np.ndarray, start_step: int, stop_step: int, bad: BadRows
 ) -> Iterator[Row]:
     """This process's part of the batches of steps start to stop, read ahead by threads.
 
     Args:
       order: of the run.
-      batch_size: B, of all processes together.
       slots: [b], which rows of each batch this process reads.
       start_step: the first step's index; the row position to resume at.
       stop_step: past the last step.
+      bad: counts the rows that cannot be read.
 
     Yields:
       Rows with a leading dimension b.
+
+    Raises:
+      Stopped: too many rows are bad.
     """
-    records = [share.source.open() for share in order.shares]
-    width = len(slots)
+    records = [source.open() for source in order.sources]
+    width, batch_size = len(slots), order.mixture.batch_size
 
     def read(index: int) -> Row:
         step, place = divmod(index, width)
-        source, row = order[step * batch_size + int(slots[place])]
-        return order.shares[source].source.read(records[source], row)
+        slot = step * batch_size + int(slots[place])
+        source, row = order[slot]
+        return bad.take(slot, order.sources[source], records[source], row)
 
     dataset = (
         grain.MapDataset.range(start_step * width, stop_step * width)
@@ -189,28 +191,14 @@ def check_batch(batch_size: int, shards: int, accumulation_steps: int = 1) -> No
         )
 
 
-def check_model(rows: RowsArtefact, vocab_size: int) -> None:
+def check_model(source: RowSource, vocab_size: int) -> None:
     """Checks that a model can read rows.
 
     Raises:
       UserError: the vocabularies differ.
     """
-    if rows.vocab_size != vocab_size:
+    if source.vocab_size != vocab_size:
         raise UserError(
-            f"{rows.directory} holds tokens of a vocabulary of {rows.vocab_size}, the model's "
+            f"{source.directory} holds tokens of a vocabulary of {source.vocab_size}, the model's "
             f"vocab_size is {vocab_size}: set DecoderConfig.vocab_size, or cache the rows anew"
         )
-
-
-def source_summary(shares: Sequence[Share]) -> Mapping[str, Mapping[str, float]]:
-    """Per source: rows of the run, different rows and tokens, and passes."""
-    return {
-        share.source.name: {
-            "rows": share.slots,
-            "unique_rows": share.unique_rows,
-            "passes": share.passes,
-            "tokens": share.unique_tokens,
-            "synthetic": share.source.synthetic,
-        }
-        for share in shares
-    }

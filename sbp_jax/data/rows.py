@@ -3,14 +3,18 @@
 A row is L tokens of one or more segments. `targets` are the tokens to be predicted, `inputs` the
 same tokens shifted right, starting from BOS where a document starts and from the token before
 where a long document goes on in another row: no token is lost, none is predicted twice.
-On disk a row is one ArrayRecord record: little-endian int32 [4, L] (inputs, targets, segment ids,
-positions) and float32 [L] (loss weights).
+
+On disk a row is one ArrayRecord record, which says no more than it must: little-endian int32 the
+number of segments, for each segment int32 [6] (its tokens, the input before its first target, the
+target from which there is loss, the document's number in its file, which part of the document it
+is, and of how many), then the targets, uint16 where the vocabulary allows it and int32 elsewhere.
 """
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,9 +26,9 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 
-ROWS_PER_SHARD = 1 << 16
 # Grain reads single records at random; groups would be decompressed whole for each.
-WRITER_OPTIONS = "group_size:1,zstd:3"
+WRITER_OPTIONS = "group_size:1,zstd:1"
+SHARDS = "rows-*.array_record"
 
 
 # NumPy on the host, JAX on devices.
@@ -53,22 +57,31 @@ class Piece(NamedTuple):
     """A run of tokens that stays together: a document, or a part of a long one.
 
     Attributes:
-      inputs: int32 [n].
       targets: int32 [n].
-      loss_weights: float32 [n].
+      first: the input before the first target; the others are the targets shifted.
+      loss_from: the target from which there is loss.
+      document: the document's number in the file of documents beside the rows.
+      part: which part of the document this is, from 0.
+      parts: of how many.
     """
 
-    inputs: np.ndarray
     targets: np.ndarray
-    loss_weights: np.ndarray
+    first: int
+    loss_from: int = 0
+    document: int = 0
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def loss_tokens(self) -> int:
+        """Targets with loss."""
+        return len(self.targets) - self.loss_from
 
 
 def document_piece(tokens: Sequence[int], bos: int, eos: int) -> Piece:
     """A document with its end; `tokens` may bring their own EOS."""
-    closed = list(tokens) if len(tokens) and tokens[-1] == eos else [*tokens, eos]
-    targets = np.asarray(closed, np.int32)
-    inputs = np.concatenate([np.asarray([bos], np.int32), targets[:-1]])
-    return Piece(inputs, targets, np.ones(len(targets), np.float32))
+    closed = tokens if len(tokens) and tokens[-1] == eos else [*tokens, eos]
+    return Piece(np.asarray(closed, np.int32), bos)
 
 
 def prompt(tokens: Sequence[int], seed_length: int, bos: int, eos: int) -> list[int]:
@@ -93,22 +106,32 @@ def pair_piece(
     inputs = prompt(seed, seed_length, bos, eos)
     closed = [*target, eos][:target_length]
     whole = np.asarray([*inputs, *closed], np.int32)
-    weights = np.zeros(len(whole) - 1, np.float32)
-    weights[len(inputs) - 1 :] = 1
-    return Piece(whole[:-1], whole[1:], weights)
+    return Piece(whole[1:], bos, loss_from=len(inputs) - 1)
 
 
 def split(piece: Piece, length: int) -> Iterator[Piece]:
     """Cuts a piece that is longer than a row into parts of at most `length` tokens."""
-    for start in range(0, len(piece.targets), length):
-        yield Piece(*(array[start : start + length] for array in piece))
+    size = len(piece.targets)
+    parts = -(-size // length)
+    for part, start in enumerate(range(0, size, length)):
+        targets = piece.targets[start : start + length]
+        yield piece._replace(
+            targets=targets,
+            first=int(piece.targets[start - 1]) if start else piece.first,
+            loss_from=min(max(piece.loss_from - start, 0), len(targets)),
+            part=part,
+            parts=parts,
+        )
 
 
-def pack(pieces: Iterable[Piece], length: int, open_rows: int = 256) -> Iterator[Row]:
+def pack(pieces: Iterable[Piece], length: int, open_rows: int = 256) -> Iterator[list[Piece]]:
     """Packs pieces into rows of `length` tokens, best fit first.
 
     Each piece goes to the open row that it leaves the least room in; when more than `open_rows`
     are open, the fullest is closed. Deterministic: the rows depend on the order of pieces alone.
+
+    Yields:
+      The pieces of a row.
 
     Raises:
       ValueError: a piece is longer than a row.
@@ -131,11 +154,11 @@ def pack(pieces: Iterable[Piece], length: int, open_rows: int = 256) -> Iterator
         if free > size:
             bisect.insort(room, (free - size, row))
         else:
-            yield _row(contents.pop(row), length)
+            yield contents.pop(row)
         if len(room) > open_rows:
-            yield _row(contents.pop(room.pop(0)[1]), length)
+            yield contents.pop(room.pop(0)[1])
     for _, row in sorted(room):
-        yield _row(contents.pop(row), length)
+        yield contents.pop(row)
 
 
 def empty_row(length: int) -> Row:
@@ -144,57 +167,91 @@ def empty_row(length: int) -> Row:
     return Row._make([*integers, np.zeros(length, np.float32)])
 
 
-def _row(pieces: Sequence[Piece], length: int) -> Row:
+def token_type(vocab_size: int) -> np.dtype:
+    """How tokens of a vocabulary lie on disk."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
+
+
+def encode(pieces: Sequence[Piece], vocab_size: int) -> bytes:
+    """A row of pieces as a record.
+
+    Raises:
+      ValueError: a token is none of the vocabulary.
+    """
+    targets = np.concatenate([piece.targets for piece in pieces])
+    heads = np.array(
+        [(len(p.targets), p.first, p.loss_from, p.document, p.part, p.parts) for p in pieces], "<i4"
+    )
+    _check_tokens(targets, heads[:, 1], vocab_size)
+    count = np.array([len(pieces)], "<i4")
+    return count.tobytes() + heads.tobytes() + targets.astype(token_type(vocab_size)).tobytes()
+
+
+def _heads_and_targets(record: bytes, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a record what it says of its segments, int32 [S, 6], and its targets, int32 [n]."""
+    count = int.from_bytes(record[:4], "little")
+    start = 4 + 24 * count
+    item = token_type(vocab_size)
+    if len(record) < start or (len(record) - start) % item.itemsize:
+        raise ValueError(f"{len(record)} bytes are no row of {count} segments")
+    heads = np.frombuffer(record, "<i4", 6 * count, 4).reshape(count, 6)
+    targets = np.frombuffer(record, item, offset=start).astype(np.int32)
+    if not count or heads[:, 0].min() < 1 or heads[:, 0].sum() != len(targets):
+        raise ValueError(f"its {count} segments do not add up to its {len(targets)} tokens")
+    _check_tokens(targets, heads[:, 1], vocab_size)
+    return heads, targets
+
+
+def _check_tokens(targets: np.ndarray, firsts: np.ndarray, vocab_size: int) -> None:
+    low = min(int(targets.min()), int(firsts.min()))
+    high = max(int(targets.max()), int(firsts.max()))
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"token {wrong} is none of a vocabulary of {vocab_size}")
+
+
+def decode(record: bytes, length: int, vocab_size: int) -> Row:
+    """The row in a record, filled up with padding.
+
+    Raises:
+      ValueError: the record is not one of a row of this length and vocabulary.
+    """
+    heads, targets = _heads_and_targets(record, vocab_size)
+    used = len(targets)
+    if used > length:
+        raise ValueError(f"{used} tokens do not fit a row of {length}")
+    sizes, firsts, loss_from = heads[:, 0], heads[:, 1], heads[:, 2]
+    starts = np.cumsum(sizes) - sizes
     row = empty_row(length)
-    start = 0
-    for segment, piece in enumerate(pieces, start=1):
-        end = start + len(piece.targets)
-        row.inputs[start:end] = piece.inputs
-        row.targets[start:end] = piece.targets
-        row.segment_ids[start:end] = segment
-        row.positions[start:end] = np.arange(end - start)
-        row.loss_weights[start:end] = piece.loss_weights
-        start = end
+    row.targets[:used] = targets
+    row.inputs[1:used] = targets[:-1]
+    row.inputs[starts] = firsts
+    row.segment_ids[:used] = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    row.positions[:used] = np.arange(used) - np.repeat(starts, sizes)
+    row.loss_weights[:used] = row.positions[:used] >= np.repeat(loss_from, sizes)
     return row
 
 
-def encode(row: Row) -> bytes:
-    """A row as a record."""
-    integers = np.stack(row[:4]).astype("<i4", copy=False)
-    return integers.tobytes() + row.loss_weights.astype("<f4", copy=False).tobytes()
-
-
-def decode(record: bytes, length: int) -> Row:
-    """The row in a record.
+def decode_pieces(record: bytes, vocab_size: int) -> list[Piece]:
+    """The pieces in a record.
 
     Raises:
-      ValueError: the record is not one of a row of this length.
+      ValueError: the record is not one of a row of this vocabulary.
     """
-    if len(record) != 20 * length:
-        raise ValueError(f"a row of {length} tokens takes {20 * length} bytes, not {len(record)}")
-    integers = np.frombuffer(record, "<i4", 4 * length).reshape(4, length)
-    inputs, targets, segment_ids, positions = integers
-    loss_weights = np.frombuffer(record, "<f4", length, 16 * length)
-    return Row(inputs, targets, segment_ids, positions, loss_weights)
+    heads, targets = _heads_and_targets(record, vocab_size)
+    parts = np.split(targets, np.cumsum(heads[:-1, 0]))
+    return [Piece(part, *map(int, head[1:])) for part, head in zip(parts, heads, strict=True)]
 
 
-def write_rows(directory: epath.Path, rows: Iterable[Row]) -> tuple[int, int]:
-    """Writes shards `rows-00000.array_record`, …; returns numbers of rows and of padding tokens."""
-    count = padding = 0
-    writer = None
-    for row in rows:
-        if count % ROWS_PER_SHARD == 0:
-            if writer:
-                writer.close()
-            name = f"rows-{count // ROWS_PER_SHARD:05d}.array_record"
-            writer = ArrayRecordWriter(str(directory / name), WRITER_OPTIONS)
-        assert writer is not None
-        writer.write(encode(row))
+def write_rows(path: epath.PathLike, rows: Iterable[Sequence[Piece]], vocab_size: int) -> int:
+    """Writes a file of rows; returns how many."""
+    writer = ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
+    count = 0
+    for pieces in rows:
+        writer.write(encode(pieces, vocab_size))
         count += 1
-        padding += int((row.segment_ids == 0).sum())
-    if writer:
-        writer.close()
-    return count, padding
+    writer.close()
+    return count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +270,7 @@ class RowSource:
       length: L.
       vocab_size: V; every token is below it.
       synthetic: whether `sbp synthesize` wrote the documents.
+      repeat: whether a run may read a row more than once.
     """
 
     name: str
@@ -226,15 +284,24 @@ class RowSource:
     length: int
     vocab_size: int
     synthetic: bool = False
+    repeat: bool = True
 
     def open(self) -> grain.sources.ArrayRecordDataSource:
         """The records, by index.
 
         Raises:
-          UserError: shards are missing, or hold another number of rows than the manifest says.
+          UserError: shards are missing or damaged, or hold another number of rows than the manifest
+            says.
         """
-        paths = sorted(str(p) for p in self.directory.glob("rows-*.array_record"))
-        records = grain.sources.ArrayRecordDataSource(paths) if paths else []
+        paths = sorted(str(p) for p in self.directory.glob(SHARDS))
+        try:
+            records = grain.sources.ArrayRecordDataSource(paths) if paths else []
+        except (ValueError, RuntimeError, OSError) as error:
+            reason = str(error).strip() or "it is cut short"
+            raise UserError(
+                f"{self.directory} cannot be read ({reason}): delete the rows and run `sbp cache` "
+                "again"
+            ) from error
         if len(records) != self.rows:
             raise UserError(
                 f"{self.directory} holds {len(records)} rows, its manifest says {self.rows}: "
@@ -249,18 +316,12 @@ class RowSource:
           UserError: it is of another length, or holds a token that is none.
         """
         try:
-            row = decode(records[index], self.length)
-            low = min(row.inputs.min(), row.targets.min())
-            high = max(row.inputs.max(), row.targets.max())
-            if low < 0 or high >= self.vocab_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"token {wrong} is none of a vocabulary of {self.vocab_size}")
-        except ValueError as error:
+            return decode(records[index], self.length, self.vocab_size)
+        except (ValueError, RuntimeError, OSError) as error:
             raise UserError(
                 f"row {index} of {self.directory} is damaged ({error}): delete the rows and run "
                 "`sbp cache` again"
             ) from error
-        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,6 +370,7 @@ def open_rows(directory: epath.PathLike) -> RowsArtefact:
                     "documents",
                     "bytes",
                     "synthetic",
+                    "repeat",
                 )
             },
         )

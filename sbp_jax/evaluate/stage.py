@@ -48,7 +48,7 @@ def evaluate(
     loader.check_batch(batch_size, layout.batch_shards)
     data = open_rows(paths["rows"])
     model = model_config(paths["checkpoint"])
-    loader.check_model(data, model.vocab_size)
+    loader.check_model(next(iter(data.sources.values())), model.vocab_size)
     stage = artifacts.begin(
         run,
         "evaluate",

@@ -28,9 +28,11 @@ def new_record() -> dict[str, Any]:
     """What a checkpoint keeps of a run that has not begun.
 
     The keys: `step`; `loss_tokens` seen; `losses` since the last line of metrics; updates `skipped`
-    in all and `skipped_in_a_row`; and once there are any `dev_loss`, `best_dev_loss`, `best_step`.
+    in all and `skipped_in_a_row`; `bad_rows` that this process could not read; and once there are
+    any `dev_loss`, `best_dev_loss`, `best_step`.
     """
-    return {"step": 0, "loss_tokens": 0, "losses": [], "skipped": 0, "skipped_in_a_row": 0}
+    counts = ("step", "loss_tokens", "skipped", "skipped_in_a_row", "bad_rows")
+    return {**dict.fromkeys(counts, 0), "losses": []}
 
 
 class Log:
@@ -48,12 +50,13 @@ class Log:
         self.flops = train_flops_per_token(trainer.model, trainer.length)
         peak = peak_flops()
         self.peak = peak * jax.device_count() if peak else None
-        self.names = [share.source.name for share in trainer.order.shares]
+        self.names = [source.name for source in trainer.order.sources]
         writer = processes.is_writer()
         self.writer = MetricsWriter(stage.work, record["step"]) if writer else None
         self.bar = progress(
             desc=stage.manifest.scope, unit=" steps", total=trainer.steps, initial=record["step"]
         )
+        self.bad_before = self.record["bad_rows"]
         self.pending: tuple[int, StepMetrics] | None = None
         self.seconds = {"start": stage.elapsed()}
         self.rows_since = 0
@@ -101,6 +104,8 @@ class Log:
         if np.isfinite(metrics.weight):
             self.record["loss_tokens"] += round(float(metrics.weight))
         self.record["losses"] = [*self.record["losses"], float(metrics.loss)]
+        bad = self.trainer.bad.before(step * self.trainer.batch_size)
+        self.record["bad_rows"] = self.bad_before + bad
         self.rows_since += self.trainer.batch_size
         self.bar.update(1)
         self.bar.set_postfix(loss=f"{float(metrics.loss):.3f}", refresh=False)
@@ -157,6 +162,7 @@ class Log:
             "gradient_norm": gradient_norm if np.isfinite(gradient_norm) else None,
             "learning_rate": float(self.learning_rate(step - 1)),
             "skipped_steps": self.record["skipped"],
+            "bad_rows": self.record["bad_rows"],
             "source_tokens": {
                 name: rows * trainer.length for name, rows in zip(self.names, seen, strict=True)
             },

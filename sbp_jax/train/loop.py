@@ -40,14 +40,13 @@ class Trainer:
     model: DecoderConfig
     optimizer: OptimizerConfig
     layout: Layout
-    steps: int
-    batch_size: int
     compute: ComputeConfig
     dropout: float
     z_loss: float
     accumulation_steps: int
     dev: RowsArtefact | None
     order: loader.RowOrder
+    bad_rows: float
     seed: int
     checkpoint_every: int
     keep_every: int | None
@@ -56,7 +55,9 @@ class Trainer:
     stop_after_skipped: int
 
     def __post_init__(self):
-        self.length = self.order.shares[0].source.length
+        mixture = self.order.mixture
+        self.steps, self.batch_size, self.length = mixture.steps, mixture.batch_size, mixture.length
+        self.bad = loader.BadRows(self.bad_rows)
         self.transformation = make_optimizer(self.optimizer, self.steps, self.model.width_ratio)
         self.train_step = make_train_step(
             self.model,
@@ -146,7 +147,7 @@ class Trainer:
 
     def batches(self, start_step: int) -> Iterator[Row]:
         """Batches of the steps from `start_step`, laid over the mesh."""
-        local = loader.batches(self.order, self.batch_size, self.slots, start_step, self.steps)
+        local = loader.batches(self.order, self.slots, start_step, self.steps, self.bad)
         for batch in local:
             yield self.place(batch)
 

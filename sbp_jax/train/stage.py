@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gin
 from absl import logging
 
 from sbp_jax import artifacts
-from sbp_jax.data import loader
+from sbp_jax.data import loader, mixture
 from sbp_jax.data.rows import open_rows
 from sbp_jax.errors import UserError
 from sbp_jax.model.compute import ComputeConfig
@@ -22,11 +24,12 @@ from sbp_jax.train.optimizer import OptimizerConfig
 def train(
     run: artifacts.Run,
     *,
-    rows: str = gin.REQUIRED,
+    rows: str | Mapping[str, float] = gin.REQUIRED,
     model: DecoderConfig = gin.REQUIRED,
     optimizer: OptimizerConfig = gin.REQUIRED,
-    steps: int = gin.REQUIRED,
+    steps: int | None = gin.REQUIRED,
     batch_size: int = gin.REQUIRED,
+    later: Mapping[int, Mapping[str, float]] | None = None,
     mesh: MeshConfig | None = None,
     compute: ComputeConfig | None = None,
     dropout: float = 0.0,
@@ -40,18 +43,21 @@ def train(
     log_every: int = 10,
     rms_every: int = 1000,
     stop_after_skipped: int = 10,
+    bad_rows: float = 1e-4,
     seed: int = 0,
 ) -> None:
     """Trains a decoder on packed rows.
 
     Args:
       run: names the artefact.
-      rows: artefact of `sbp cache`; each of its sources gets its rate's share of all rows, and
-        one that `sbp synthesize` wrote is never read twice.
+      rows: artefact of `sbp cache`, or several with their shares of the run's rows. Within one each
+        task gets its rate's share, and one that `sbp synthesize` wrote is never read twice.
       model: the decoder.
       optimizer: how it is updated.
-      steps: how many.
+      steps: how many. None where `rows` says how many tokens are read of each artefact, padding not
+        counted, as in {'rows/real': 125e9, 'rows/synthetic': 75e9}.
       batch_size: B, rows a step, of all devices together.
+      later: other shares from given steps on: {9000: {'rows/real': 1, 'rows/synthetic': 1}}.
       mesh: how state and batch are laid over the devices; by default the batch alone is.
       compute: how a step is computed, memory against time.
       dropout: share of activations dropped, of embeddings and of each residual branch.
@@ -69,9 +75,12 @@ def train(
         parameters.
       stop_after_skipped: so many updates left out in a row end the run
         (`OptimizerConfig.skip_norm`).
+      bad_rows: rows that cannot be read are left out and named; a larger share of all rows read
+        than this ends the run.
       seed: of initialisation, row order and dropout.
     """
-    counts = (steps, checkpoint_every, log_every, rms_every, stop_after_skipped)
+    known = 1 if steps is None else steps
+    counts = (known, checkpoint_every, log_every, rms_every, stop_after_skipped)
     if min(counts) < 1:
         raise UserError(
             "train: steps, checkpoint_every, log_every, rms_every and stop_after_skipped "
@@ -84,15 +93,18 @@ def train(
         )
     if not 0 <= dropout < 1:
         raise UserError(f"train.dropout = {dropout}: expected a share from 0 to below 1")
-    inputs = {"rows": run.path(rows)}
+    shares = {rows: 1.0} if isinstance(rows, str) else dict(rows)
+    several = len(shares) > 1
+    roles = {name: f"rows[{i}]" if several else "rows" for i, name in enumerate(shares)}
+    inputs = {role: run.path(name) for name, role in roles.items()}
     inputs |= {"dev_rows": run.path(dev_rows)} if dev_rows else {}
     inputs |= {"start_from": run.path(start_from)} if start_from else {}
     layout = make_layout(mesh or MeshConfig())
     loader.check_batch(batch_size, layout.batch_shards, accumulation_steps)
-    data = open_rows(inputs["rows"])
-    loader.check_model(data, model.vocab_size)
+    artefacts = {name: open_rows(run.path(name)) for name in shares}
+    mixed = mixture.plan(artefacts, shares, steps, batch_size, later)
+    loader.check_model(mixed.sources[0], model.vocab_size)
     dev = open_rows(inputs["dev_rows"]) if dev_rows else None
-    shares = loader.plan_shares(data, steps * batch_size)
     stage = artifacts.begin(
         run,
         "train",
@@ -100,8 +112,9 @@ def train(
         config={
             "model": model,
             "optimizer": optimizer,
-            "steps": steps,
+            "steps": mixed.steps,
             "batch_size": batch_size,
+            "phases": mixed.phases,
             "dropout": dropout,
             "z_loss": z_loss,
             "start_from_step": start_from_step if start_from else None,
@@ -115,6 +128,7 @@ def train(
             "sbp_jax.parallel",
             "sbp_jax.checkpoints",
             "sbp_jax.data.loader",
+            "sbp_jax.data.mixture",
             "sbp_jax.data.rows",
         ),
         resumable=True,
@@ -123,27 +137,26 @@ def train(
     if stage.finished:
         return
     processes.wait_for_all(f"begin {run.scope}")
-    for share in shares:
+    for share in mixed.shares:
         logging.info(
             "%s: %s gives %d of %d rows, %.2f passes",
             run.scope,
             share.source.name,
             share.slots,
-            steps * batch_size,
+            mixed.steps * batch_size,
             share.passes,
         )
     trainer = Trainer(
         model=model,
         optimizer=optimizer,
         layout=layout,
-        steps=steps,
-        batch_size=batch_size,
         compute=compute or ComputeConfig(),
         dropout=dropout,
         z_loss=z_loss,
         accumulation_steps=accumulation_steps,
         dev=dev,
-        order=loader.RowOrder(shares, seed),
+        order=loader.RowOrder(mixed, seed),
+        bad_rows=bad_rows,
         seed=seed,
         checkpoint_every=checkpoint_every,
         keep_every=keep_every,
@@ -157,23 +170,24 @@ def train(
     if processes.is_writer():
         stage.commit(
             {
-                "steps": steps,
+                "steps": mixed.steps,
                 "batch_size": batch_size,
-                "length": data.length,
+                "length": mixed.length,
                 "parameters": parameter_count(model),
-                "train_tokens": steps * batch_size * data.length,
+                "train_tokens": mixed.steps * batch_size * mixed.length,
                 "loss_tokens": record["loss_tokens"],
-                "unique_tokens": _tokens(shares, synthetic=False),
-                "synthetic_tokens": _tokens(shares, synthetic=True),
+                "unique_tokens": _tokens(mixed, synthetic=False),
+                "synthetic_tokens": _tokens(mixed, synthetic=True),
                 "dev_loss": record.get("dev_loss"),
                 "best_dev_loss": record.get("best_dev_loss"),
                 "best_step": record.get("best_step"),
                 "skipped_steps": record["skipped"],
-                "sources": loader.source_summary(shares),
+                "bad_rows": record["bad_rows"],
+                "sources": mixed.summary(),
             }
         )
 
 
-def _tokens(shares: list[loader.Share], synthetic: bool) -> int:
+def _tokens(mixed: mixture.Mixture, synthetic: bool) -> int:
     """Different tokens read from real or from synthetic sources."""
-    return sum(share.unique_tokens for share in shares if share.source.synthetic == synthetic)
+    return sum(share.unique_tokens for share in mixed.shares if share.source.synthetic == synthetic)
