@@ -1,9 +1,17 @@
-"""The stage `sbp cache`: a SeqIO task or mixture becomes packed rows, once."""
+"""The stage `sbp cache`: a SeqIO task or mixture becomes packed rows, once.
+
+A task's documents are dealt to shards, which any number of workers cache on their own (`shard`);
+here they are counted out, handed to an engine, and put together.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
@@ -12,77 +20,150 @@ from absl import logging
 from etils import epath
 
 from sbp_jax import artifacts
-from sbp_jax.data import rows as row_format
-from sbp_jax.data.documents import FILE, Document, DocumentWriter
+from sbp_jax.data import engine, vocabularies
+from sbp_jax.data.shard import Counts, Recipe, Shard, cache_shard, id_hash, id_twice, read_counts
 from sbp_jax.errors import UserError
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
 
-IDS_SHOWN = 10
-
-
-@dataclasses.dataclass
-class SourceCounts:
-    """What was read from one task, and what became of it."""
-
-    rate: float
-    synthetic: bool
-    documents: int = 0
-    bytes: int = 0
-    tokens: int = 0
-    loss_tokens: int = 0
-    rows: int = 0
-    padding: int = 0
-    split_documents: int = 0
-    cut: dict[str, int] = dataclasses.field(default_factory=dict)
-    rejected: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-    def reject(self, reason: str, document_id: str) -> None:
-        entry = self.rejected.setdefault(reason, {"documents": 0, "ids": []})
-        entry["documents"] += 1
-        if len(entry["ids"]) < IDS_SHOWN:
-            entry["ids"].append(document_id)
+IDS_AT_ONCE = 1 << 26  # hashes of ids that are compared at a time: 512 MB
 
 
 @configurable
 def cache(
     run: artifacts.Run,
     *,
-    task: str | Mapping[str, float] = gin.REQUIRED,
+    task: str = gin.REQUIRED,
     length: int = gin.REQUIRED,
     split: str = "train",
     vocab: str = "vocab",
     documents: bool = False,
     seed_length: int | None = None,
     target_length: int | None = None,
+    repeat: bool = True,
+    decontaminate: Sequence[str] = (),
+    overlap: float = 0.5,
+    shards: int | None = None,
+    runner: str = engine.LOCAL,
+    runner_options: Sequence[str] = (),
 ) -> None:
     """Reads a task or mixture once and leaves its packed rows.
 
     A task with the feature `targets` alone is packed as documents; those longer than a row are
     split without losing a token. One with `inputs` too is packed as pairs d1 → d2: cut, never
-    split, with loss on d2 only.
+    split, with loss on d2 only. An example with a text in its feature `rejected` is left out and
+    counted under that reason.
 
     Args:
       run: names the artefact.
-      task: `module:attribute[@artefact]`, or several with their rates for a mixture.
+      task: `module:attribute[@artefact]`.
       length: L, tokens in a row.
       split: of the task.
-      vocab: artefact of `sbp vocab`, or a SentencePiece model file.
+      vocab: artefact of `sbp vocab`, or a vocabulary's file.
       documents: whether to leave the documents' text too, for embedding and as seeds.
       seed_length: pairs only: d1 is cut to so many tokens.
       target_length: pairs only: d2 is cut to so many tokens.
+      repeat: whether a run may read a row more than once; what `sbp synthesize` wrote never is.
+      decontaminate: evaluation tasks, all splits: a document that contains too much of one of their
+        texts is left out, and listed in `removed-*.jsonl`.
+      overlap: how much is too much: the share of the smaller text's runs of 13 words that stand in
+        the other.
+      shards: parts that the documents are dealt to, each the work of one process; None for as many
+        as the task's source has files.
+      runner: Apache Beam's: `DirectRunner` works on all cores here; `inline` on one, without Beam.
+      runner_options: for that runner, as `--project=mine`.
     """
     # SeqIO brings TensorFlow, which only the stages that read tasks need.
-    import seqio
-
     from sbp_jax.data import tasks
-    from sbp_jax.data.vocab import load, model_file
+    from sbp_jax.data.seqio_vocabularies import seqio_vocabulary
 
+    if not 0 < overlap <= 1:
+        raise UserError(f"cache.overlap = {overlap}: expected a share above 0 and up to 1")
+    if shards is not None and shards < 1:
+        raise UserError(f"cache.shards = {shards}: expected 1 or more, or None")
+    _check_length(length, seed_length, target_length)
     vocab_path = run.path(vocab)
-    pieces = load(vocab_path)
-    model = model_file(vocab_path)
-    vocabulary = seqio.SentencePieceVocabulary(str(model), extra_ids=0)
-    resolved = tasks.resolve(task, vocabulary, run)
+    vocabulary = vocabularies.load(vocab_path)
+    of_seqio = seqio_vocabulary(vocabulary)
+    resolved = tasks.resolve(task, of_seqio, run)
+    evaluation = [tasks.resolve(one, of_seqio, run) for one in decontaminate]
+    counted = {one.name: shards or tasks.source_shards(one, split) for one in resolved.tasks}
+    read = [resolved, *evaluation]
+    stage = artifacts.begin(
+        run,
+        "cache",
+        config={
+            "task": task,
+            "split": split,
+            "length": length,
+            "documents": documents,
+            "seed_length": seed_length,
+            "target_length": target_length,
+            "repeat": repeat,
+            "decontaminate": decontaminate,
+            "overlap": overlap if decontaminate else None,
+            "shards": counted,
+            "corpora": [tasks.fingerprint(one) for found in read for one in found.tasks],
+        },
+        inputs={
+            **{name: path for found in read for name, path in found.inputs.items()},
+            "vocab": vocab_path,
+        },
+        code=("sbp_jax.data", "sbp_jax.text", *(module for found in read for module in found.code)),
+        resumable=True,
+    )
+    if stage.finished:
+        return
+    recipe = Recipe(
+        task=task,
+        split=split,
+        length=length,
+        vocab=os.fspath(vocab_path),
+        documents=documents,
+        seed_length=seed_length,
+        target_length=target_length,
+        decontaminate=tuple(decontaminate),
+        overlap=overlap,
+        run=os.fspath(run.directory),
+        scope=run.scope,
+        work=os.fspath(stage.work),
+        gin_config=gin.config_str(),
+        python_path=tuple(sys.path),
+    )
+    work = {
+        name: [Shard(recipe, name, index, count) for index in range(count)]
+        for name, count in counted.items()
+    }
+    _run([shard for parts in work.values() for shard in parts], runner, runner_options, stage)
+    sources: dict[str, dict[str, Any]] = {}
+    for one, rate, synthetic in zip(
+        resolved.tasks, resolved.rates, resolved.synthetic, strict=True
+    ):
+        counts = Counts()
+        for shard in work[one.name]:
+            counts.add(read_counts(shard.counts_path))
+        _check_source(one.name, split, counts)
+        _check_ids(one, work[one.name])
+        sources[one.name] = {
+            "rate": rate,
+            "synthetic": synthetic,
+            "repeat": repeat and not synthetic,
+            **dataclasses.asdict(counts),
+        }
+    for parts in work.values():
+        for shard in parts:
+            shard.counts_path.unlink()
+            shard.path("ids", "npy").unlink(missing_ok=True)
+    total = {
+        field: sum(counts[field] for counts in sources.values())
+        for field in ("documents", "bytes", "tokens", "loss_tokens", "rows", "padding")
+    }
+    share = 100 * total["padding"] / (total["rows"] * length)
+    logging.info("%s: %.2f%% of the rows is padding", run.scope, share)
+    stage.commit({**total, "vocab_size": vocabulary.size, "sources": sources})
+
+
+def _check_length(length: int, seed_length: int | None, target_length: int | None) -> None:
     frame = 2 if seed_length is None else seed_length + 2
     if length < frame or (target_length is not None and length < frame - 1 + target_length):
         raise UserError(
@@ -94,138 +175,97 @@ def cache(
                 f"({frame - 1 + (target_length or 1)})"
             )
         )
-    inputs = {**resolved.inputs, "vocab": vocab_path}
-    stage = artifacts.begin(
-        run,
-        "cache",
-        config={
-            "task": task,
-            "split": split,
-            "length": length,
-            "documents": documents,
-            "seed_length": seed_length,
-            "target_length": target_length,
-            "corpora": [tasks.fingerprint(one) for one in resolved.tasks],
-        },
-        inputs=inputs,
-        code=("sbp_jax.data", *resolved.code),
-    )
-    if stage.finished:
-        return
-    reader = _Reader(pieces, length, split, seed_length, target_length)
-    sources = {}
-    for one, rate, synthetic in zip(
-        resolved.tasks, resolved.rates, resolved.synthetic, strict=True
-    ):
-        directory = stage.work / one.name
-        directory.mkdir(parents=True, exist_ok=True)
-        counts = SourceCounts(rate, synthetic)
-        found = reader.pieces(one, counts, directory if documents else None)
-        counts.rows, counts.padding = row_format.write_rows(
-            directory, row_format.pack(found, length)
+
+
+def _run(shards: list[Shard], runner: str, options: Sequence[str], stage: artifacts.Stage) -> None:
+    """Caches the shards that are not finished.
+
+    Raises:
+      UserError: a shard met a mistake. Finished shards stay for the next attempt.
+    """
+    missing = [shard for shard in shards if not shard.counts_path.exists()]
+    if len(missing) < len(shards):
+        logging.info("%d of %d shards are finished", len(shards) - len(missing), len(shards))
+    for shard in missing:
+        shard.mistake_path.unlink(missing_ok=True)
+    with _watched(shards, missing):
+        engine.run_all(cache_shard, missing, runner, options)
+    stage.save_time()
+    mistakes = [s.mistake_path.read_text() for s in missing if s.mistake_path.exists()]
+    if mistakes:
+        if not any(shard.counts_path.exists() for shard in shards):
+            stage.work.rmtree()  # nothing is finished, and the next attempt may differ
+        raise UserError(mistakes[0])
+
+
+@contextlib.contextmanager
+def _watched(shards: Sequence[Shard], missing: Sequence[Shard]) -> Iterator[None]:
+    """Shows a bar of finished shards, which say so by their files alone."""
+    ended = threading.Event()
+    done = len(shards) - len(missing)
+    bar = progress(desc="cache", unit=" shards", total=len(shards), initial=done)
+
+    def watch() -> None:
+        left = list(missing)
+        while not ended.wait(1.0):
+            still = [shard for shard in left if not shard.counts_path.exists()]
+            bar.update(len(left) - len(still))
+            left = still
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        bar.close()
+
+
+def _check_source(name: str, split: str, counts: Counts) -> None:
+    for reason, entry in counts.rejected.items():
+        shown = ", ".join(entry["ids"])
+        logging.warning("%s: %d left out: %s (%s)", name, entry["documents"], reason, shown)
+    if counts.not_utf8:
+        logging.warning("%s: %d documents are not UTF-8 throughout", name, counts.not_utf8)
+    if counts.documents == 0:
+        raise UserError(
+            f"task {name} is empty: split {split!r} gave no document"
+            + (f" (rejected: {counts.rejected})" if counts.rejected else "")
         )
-        if counts.documents == 0:
-            raise UserError(
-                f"task {one.name} is empty: split {split!r} gave no document"
-                + (f" (rejected: {counts.rejected})" if counts.rejected else "")
-            )
-        for reason, entry in counts.rejected.items():
-            logging.warning("%s: %d rejected: %s", one.name, entry["documents"], reason)
-        sources[one.name] = dataclasses.asdict(counts)
-    total = {
-        field: sum(counts[field] for counts in sources.values())
-        for field in ("documents", "bytes", "tokens", "loss_tokens", "rows", "padding")
-    }
-    slots = total["rows"] * length
-    logging.info("%s: %.2f%% of the rows is padding", run.scope, 100 * total["padding"] / slots)
-    stage.commit({**total, "vocab_size": pieces.get_piece_size(), "sources": sources})
 
 
-class _Reader:
-    """Turns the examples of a task into pieces, counting what it does."""
+def _check_ids(task: Any, shards: Sequence[Shard]) -> None:
+    """That no two shards give the same id; within a shard it was seen to.
 
-    def __init__(self, pieces, length, split, seed_length, target_length):
-        self.sentencepiece = pieces
-        self.eos = pieces.eos_id()
-        self.bos = pieces.bos_id() if pieces.bos_id() >= 0 else max(pieces.pad_id(), 0)
-        self.length, self.split = length, split
-        self.seed_length, self.target_length = seed_length, target_length
-
-    def pieces(
-        self, task: Any, counts: SourceCounts, documents_directory: epath.Path | None
-    ) -> Iterator[row_format.Piece]:
-        from sbp_jax.data import tasks  # loads SeqIO
-
-        paired = "inputs" in task.output_features
-        if paired and (self.seed_length is None or self.target_length is None):
-            raise UserError(
-                f"task {task.name} has pairs (inputs and targets): "
-                "set cache.seed_length and cache.target_length"
-            )
-        writer = DocumentWriter(documents_directory / FILE) if documents_directory else None
-        seen: set[str] = set()
-        bar = progress(tasks.examples(task, self.split), desc=f"cache {task.name}", unit=" docs")
-        for index, example in enumerate(bar):
-            document_id = _text(example.get("id")) or f"{task.name}-{index}"
-            tokens = np.asarray(example["targets"], np.int32).tolist()
-            if not tokens or (paired and not len(example["inputs"])):
-                counts.reject("no tokens", document_id)
-                continue
-            if document_id in seen:
-                raise UserError(
-                    f"task {task.name} gives the id {document_id!r} twice: ids must be unique"
-                )
-            seen.add(document_id)
-            text = tasks.text_of(example)
-            if counts.documents < IDS_SHOWN:
-                self._check_vocabulary(task.name, document_id, text, tokens)
-            if writer:
-                features = {
-                    name: decoded
-                    for name, value in example.items()
-                    if isinstance(value, bytes)
-                    and not name.endswith("_pretokenized")
-                    and name not in ("id", "text")
-                    and (decoded := _text(value)) is not None
-                }
-                writer.write(Document(document_id, text, features))
-            counts.documents += 1
-            counts.bytes += len(text.encode())
-            for piece in self._cut(tokens, example.get("inputs"), counts):
-                counts.tokens += len(piece.targets)
-                counts.loss_tokens += int((piece.loss_weights > 0).sum())
-                yield piece
-        if writer:
-            writer.writer.close()
-
-    def _cut(self, tokens, seed, counts: SourceCounts) -> list[row_format.Piece]:
-        if seed is None:
-            piece = row_format.document_piece(tokens, self.bos, self.eos)
-            parts = list(row_format.split(piece, self.length))
-            counts.split_documents += len(parts) > 1
-            return parts
-        seed = np.asarray(seed, np.int32).tolist()
-        for name, size, limit in (
-            ("d1", len(seed), self.seed_length),
-            ("d2", len(tokens) + 1, self.target_length),
-        ):
-            if size > limit:
-                counts.cut[name] = counts.cut.get(name, 0) + 1
-        return [
-            row_format.pair_piece(
-                seed, tokens, self.bos, self.eos, self.seed_length, self.target_length
-            )
-        ]
-
-    def _check_vocabulary(self, task: str, document_id: str, text: str, tokens: list[int]) -> None:
-        """A task with another vocabulary than the run's would train on noise without a word."""
-        body = tokens[:-1] if tokens[-1] == self.eos else tokens
-        if self.sentencepiece.encode(text)[: len(body)] != body:
-            raise UserError(
-                f"task {task} tokenises {document_id!r} otherwise than the run's vocabulary: "
-                "build the task with that vocabulary, or set cache.vocab to the task's own"
-            )
+    Raises:
+      UserError: two do.
+    """
+    if len(shards) == 1:
+        return
+    files = [s.path("ids", "npy") for s in shards]
+    files = [path for path in files if path.exists()]
+    parts = -(-sum(_hashes(path).size for path in files) // IDS_AT_ONCE)
+    for part in range(parts):
+        found = [ids[ids % parts == part] for ids in map(_hashes, files)]
+        hashes = np.sort(np.concatenate(found))
+        same = hashes[1:][hashes[1:] == hashes[:-1]]
+        if len(same):
+            raise UserError(id_twice(task.name, next(_ids(task, shards, int(same[0])))))
 
 
-def _text(value: Any) -> str | None:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else None
+def _hashes(path: epath.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        return np.load(file)
+
+
+def _ids(task: Any, shards: Sequence[Shard], hashed: int) -> Iterator[str]:
+    """The ids of a hash, for which the documents are read again."""
+    from sbp_jax.data import tasks
+
+    for shard in shards:
+        part = shard.index, shard.count
+        for example in tasks.examples(task, shard.recipe.split, part, tokenised=False):
+            name = tasks.id_of(example)
+            if name is not None and id_hash(name) == hashed:
+                yield name

@@ -18,7 +18,8 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 
-FILE = "documents.array_record"
+FILE = "documents-00000.array_record"  # of the first shard
+FILES = "documents-*.array_record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,11 @@ class DocumentWriter:
         self.writer.write(json.dumps(dataclasses.asdict(document), ensure_ascii=True).encode())
 
 
+def decode_document(record: bytes) -> Document:
+    """The document in a record."""
+    return Document(**json.loads(record))
+
+
 def write(path: epath.PathLike, documents: Iterable[Document]) -> None:
     """Writes documents to one file."""
     with DocumentWriter(path) as writer:
@@ -69,7 +75,7 @@ class Documents(Sequence[Document]):
     def __init__(self, directory: epath.PathLike):
         directory = epath.Path(directory)
         artifacts.read_manifest(directory)
-        paths = sorted(str(path) for path in directory.glob(f"*/{FILE}"))
+        paths = sorted(str(path) for path in directory.glob(f"*/{FILES}"))
         if not paths:
             raise UserError(
                 f"{directory} holds rows but no documents: set cache.documents = True for it"
@@ -91,7 +97,7 @@ class Documents(Sequence[Document]):
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return Document(**json.loads(self.records[index]))
+        return decode_document(self.records[index])
 
     @functools.cached_property
     def ids(self) -> list[str]:

@@ -43,44 +43,17 @@ class ResolvedTask:
     inputs: dict[str, epath.Path]
 
 
-def resolve(
-    spec: str | Mapping[str, float], vocabulary: seqio.Vocabulary, run: artifacts.Run
-) -> ResolvedTask:
+def resolve(spec: str, vocabulary: seqio.Vocabulary, run: artifacts.Run) -> ResolvedTask:
     """Finds a task or mixture.
 
     Args:
-      spec: `module:attribute` or `module:attribute@artefact`; or such specs with their rates,
-        which makes a SeqIO mixture of them.
+      spec: `module:attribute` or `module:attribute@artefact`.
       vocabulary: handed to task factories.
       run: where artefacts are looked for.
 
     Raises:
       UserError: module, attribute, task or artefact is not there.
     """
-    if isinstance(spec, str):
-        return _resolve_one(spec, vocabulary, run)
-    parts = [_resolve_one(name, vocabulary, run) for name in spec]
-    for name, part in zip(spec, parts, strict=True):
-        if len(part.tasks) != 1:
-            raise UserError(f"task {name!r} is a mixture, which cannot stand inside a mixture")
-    names = [part.tasks[0].name for part in parts]
-    if len(set(names)) != len(names):
-        raise UserError(f"a mixture names a task twice: {names}")
-    mixture_name = "_and_".join(names)
-    seqio.MixtureRegistry.remove(mixture_name)
-    mixture = seqio.MixtureRegistry.add(
-        mixture_name, list(zip(names, [float(rate) for rate in spec.values()], strict=True))
-    )
-    return ResolvedTask(
-        tasks=tuple(part.tasks[0] for part in parts),
-        rates=tuple(float(mixture.get_rate(part.tasks[0])) for part in parts),
-        synthetic=tuple(part.synthetic[0] for part in parts),
-        code=tuple(module for part in parts for module in part.code),
-        inputs={name: path for part in parts for name, path in part.inputs.items()},
-    )
-
-
-def _resolve_one(spec: str, vocabulary: seqio.Vocabulary, run: artifacts.Run) -> ResolvedTask:
     module_name, _, rest = spec.partition(":")
     attribute, at, artefact = rest.partition("@")
     is_module = all(part.isidentifier() for part in module_name.split("."))
@@ -129,18 +102,76 @@ def _resolved(made: Any, code: tuple[str, ...], inputs: dict[str, epath.Path]) -
     return ResolvedTask(tuple(made.tasks), rates, (synthetic,) * len(rates), code, inputs)
 
 
-def examples(task: seqio.Task, split: str) -> Iterator[dict[str, Any]]:
-    """The examples of a task in its own order, as numpy.
+def source_shards(task: seqio.Task, split: str) -> int:
+    """How many parts a task's source is made of, at least 1.
+
+    A source may carry an attribute `failure`, the exception of its own that stopped a reading: it
+    is raised in the place of TensorFlow's, which only quotes it.
+
+    Raises:
+      UserError: the task has no such split, or its source refuses a file.
+    """
+    _check_split(task, split)
+    return max(1, len(task.source.list_shards(split)))
+
+
+def examples(
+    task: seqio.Task, split: str, shard: tuple[int, int] = (0, 1), tokenised: bool = True
+) -> Iterator[dict[str, Any]]:
+    """The examples of a task in its own order, as NumPy.
+
+    Args:
+      task: of SeqIO.
+      split: of the task.
+      shard: which part of the split, of how many. Where the source has at least so many files the
+        parts are files, elsewhere every n-th example.
+      tokenised: False to leave out SeqIO's `tokenize`, and what appends EOS, where these are the
+        task's last steps: its features are then texts.
 
     Raises:
       UserError: the task has no such split.
     """
+    _check_split(task, split)
+    chosen = task if tokenised else _without_tokens(task)
+    dataset = chosen.get_dataset(
+        sequence_length=None,
+        split=split,
+        shuffle=False,
+        num_epochs=1,
+        shard_info=seqio.ShardInfo(*shard) if shard[1] > 1 else None,
+        try_in_mem_cache=False,
+    )
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:
+        failure = getattr(task.source, "failure", None)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _check_split(task: seqio.Task, split: str) -> None:
     if split not in task.splits:
         raise UserError(f"task {task.name} has no split {split!r}: expected one of {task.splits}")
-    dataset = task.get_dataset(
-        sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
+
+
+def _without_tokens(task: seqio.Task) -> seqio.Task:
+    """The task without its tokenisation, if that comes last; else the task itself."""
+    steps = list(task.preprocessors)
+    after = (seqio.preprocessors.append_eos, seqio.preprocessors.append_eos_after_trim)
+    while steps and (steps[-1] in after or isinstance(steps[-1], seqio.CacheDatasetPlaceholder)):
+        steps.pop()
+    if not steps or steps[-1] is not seqio.preprocessors.tokenize:
+        return task
+    text = seqio.Feature(
+        seqio.PassThroughVocabulary(size=1), add_eos=False, dtype=tf.string, rank=0
     )
-    yield from dataset.as_numpy_iterator()
+    return seqio.Task(
+        task.name,
+        source=task.source,
+        output_features=dict.fromkeys(task.output_features, text),
+        preprocessors=steps[:-1],
+    )
 
 
 def fingerprint(task: seqio.Task) -> dict[str, Any]:
@@ -162,24 +193,45 @@ def fingerprint(task: seqio.Task) -> dict[str, Any]:
     return found
 
 
-def text_of(example: Mapping[str, Any]) -> str:
-    """The text of an example before it was tokenised.
+def id_of(example: Mapping[str, Any]) -> str | None:
+    """The id that an example brings, if it does."""
+    value = example.get("id")
+    return decode(value)[0] or None if isinstance(value, bytes) else None
+
+
+def rejection(example: Mapping[str, Any]) -> str:
+    """Why an example is no document, in the words of its source; empty if it is one."""
+    value = example.get("rejected")
+    return decode(value)[0] if isinstance(value, bytes) else ""
+
+
+def text_of(example: Mapping[str, Any], feature: str = "targets") -> tuple[str, bool]:
+    """The text of an example before it was tokenised, and whether wrong bytes were replaced in it.
 
     Raises:
       UserError: the example does not carry it.
     """
-    for feature in ("targets_pretokenized", "text", "targets"):
-        value = example.get(feature)
+    for name in (f"{feature}_pretokenized", feature, "text"):
+        value = example.get(name)
         if isinstance(value, bytes):
-            return value.decode("utf-8", errors="replace")
+            return decode(value)
     raise UserError(
         "the task's examples carry no text: tokenise with seqio.preprocessors.tokenize, "
         "which keeps it as targets_pretokenized"
     )
 
 
+def decode(value: bytes) -> tuple[str, bool]:
+    """Bytes as text, and whether some were no UTF-8, which U+FFFD stands for."""
+    try:
+        return value.decode(), False
+    except UnicodeDecodeError:
+        return value.decode(errors="replace"), True
+
+
 def texts(resolved: ResolvedTask, split: str = "train") -> Iterator[str]:
     """The text of every document of a task or mixture."""
     for task in resolved.tasks:
-        for example in examples(task, split):
-            yield text_of(example)
+        for example in examples(task, split, tokenised=False):
+            if not rejection(example):
+                yield text_of(example)[0]
