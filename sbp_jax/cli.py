@@ -1,6 +1,8 @@
 """The `sbp` command: stage names, gin flags, exit codes.
 
     sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE…] [--run_dir=DIR]
+    sbp cache … --runner=RUNNER [-- OPTION…]
+    sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
 not fit, 130 interrupted, 143 ended by SIGTERM and saved. After any the same command goes on.
@@ -9,6 +11,7 @@ not fit, 130 interrupted, 143 ended by SIGTERM and saved. After any the same com
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import gc
@@ -45,13 +48,23 @@ STAGES = {
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
+    "show": "sbp_jax.show.stage:show",
     "import-hf": "sbp_jax.exchange:import_hf",
     "export-hf": "sbp_jax.exchange:export_hf",
 }
-OF_A_PATH = ("import-hf", "export-hf")
-OF_A_PLAN = {"topology", "slices", "json", "hlo"}
+OF_A_PATH = ("import-hf", "export-hf", "show")
+# Flags that belong to some stages only.
+OF_STAGES = {
+    "topology": ("plan",),
+    "slices": ("plan",),
+    "json": ("plan",),
+    "hlo": ("plan",),
+    "html": ("show",),
+    "runner": ("cache", "bootstrap"),
+    "runner_option": ("cache", "bootstrap"),
+}
 # What leaves no artefact in a run, and the flags that are about one.
-WITHOUT_A_RUN = ("plan", "export-hf")
+WITHOUT_A_RUN = ("plan", "export-hf", "show")
 OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
 # What the processes of a job may run together; of the others each would write the same files.
 OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
@@ -80,7 +93,8 @@ def parser() -> Parser:
     result.add_argument(
         "path",
         nargs="?",
-        help="import-hf: folder of a Hugging Face model; export-hf: train artefact",
+        help="import-hf: folder of a Hugging Face model; export-hf: train artefact; show: a task "
+        "(module:attribute) or an artefact's folder",
     )
     result.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
@@ -101,6 +115,11 @@ def parser() -> Parser:
     result.add_argument("--coordinator", help="HOST:PORT of process 0, or auto (Cloud TPU, Slurm)")
     result.add_argument("--num_processes", type=int)
     result.add_argument("--process_id", type=int)
+    result.add_argument(
+        "--runner",
+        help="cache: Apache Beam's, e.g. DataflowRunner; what stands behind -- are its options",
+    )
+    result.add_argument("--html", metavar="FILE", help="show: write a page instead")
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
     result.add_argument("--slices", type=int, help="plan: how many of them")
     result.add_argument("--json", action="store_true", help="plan: print one JSON object")
@@ -126,8 +145,11 @@ def command() -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one stage; returns the exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    arguments, options = arguments[:end], arguments[end + 1 :]
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
     flags = parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
+    flags.runner_option = options
     _start_logging(flags.verbosity)
     try:
         return _run(flags, bindings)
@@ -149,12 +171,22 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
     _check_arguments(flags)
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
+    if flags.stage == "show" and ":" in flags.path:
+        with contextlib.suppress(ImportError):  # of which `show` itself tells
+            importlib.import_module(flags.path.partition(":")[0])  # whose settings gin then knows
+    if flags.runner:
+        bindings = [*bindings, f"cache.runner = {flags.runner!r}"]
+    if flags.runner_option:
+        bindings = [*bindings, f"cache.runner_options = {tuple(flags.runner_option)!r}"]
     configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
     if flags.stage == "plan":
         slices = 1 if flags.slices is None else flags.slices
         return functions["plan"](flags.topology, slices, flags.json, flags.hlo)
     if flags.stage == "export-hf":
         functions["export-hf"](flags.path)
+        return 0
+    if flags.stage == "show":
+        functions["show"](flags.path, flags.html, flags.run_dir)
         return 0
     if flags.stage == "bootstrap" and flags.coordinator:
         raise UserError(
@@ -182,12 +214,17 @@ def _check_arguments(flags: argparse.Namespace) -> None:
         wanted = "needs a path" if flags.path is None else f"takes no path, and got {flags.path}"
         raise UserError(f"{wanted}: `sbp --help` tells what there is")
     given = {
-        name for name, value in vars(flags).items() if value is not None and value is not False
+        name
+        for name, value in vars(flags).items()
+        if value is not None and value is not False and value != []
     }
     unused = given & (OF_A_RUN if flags.stage in WITHOUT_A_RUN else set())
-    unused |= given & (OF_A_PLAN if flags.stage != "plan" else set())
+    unused -= {"run_dir"} if flags.stage == "show" else set()  # where @artefacts are looked for
+    unused |= {name for name in given & set(OF_STAGES) if flags.stage not in OF_STAGES[name]}
     if unused:
-        raise UserError(f"takes no --{min(unused)}: `sbp --help` tells what there is")
+        name = min(unused)
+        flag = "options behind --" if name == "runner_option" else f"--{name}"
+        raise UserError(f"takes no {flag}: `sbp --help` tells what there is")
     if flags.stage == "plan" and flags.topology is None:
         raise UserError("--topology is missing: name a TPU slice, e.g. --topology=v5p:4x4x4")
 

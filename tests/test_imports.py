@@ -19,7 +19,7 @@ FLOORS = [
     {"text", "model"},
     {"data", "checkpoints"},
     {"train", "pair", "synthesize", "exchange"},
-    {"evaluate", "report", "plan"},
+    {"evaluate", "report", "plan", "show"},
     {"bootstrap"},
     {"cli"},
 ]
@@ -41,7 +41,7 @@ import %s
     [
         "sbp_jax.model.decoder",
         "sbp_jax.train.stage",
-        "sbp_jax.data.loader, sbp_jax.data.documents",
+        "sbp_jax.data.loader, sbp_jax.data.documents, sbp_jax.data.vocabularies",
         "sbp_jax.synthesize.sampler, sbp_jax.synthesize.stage",
         "sbp_jax.evaluate.stage, sbp_jax.pair.embed, sbp_jax.cli",
     ],

@@ -1,0 +1,1 @@
+"""Examples as a person reads them: of tasks, rows, pairs and synthetic corpora."""
