@@ -158,13 +158,13 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def peer_python(name: str, folder: pathlib.Path) -> str:
+def peer_python(name: str, folder: pathlib.Path, packages: list[str]) -> str:
     """The interpreter of a peer's environment, which is built if it is not there."""
     home = folder / name
     python = home / "bin/python"
     if not (home / ".ready").exists():
         venv.create(home, with_pip=True, clear=True)
-        _output([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], {**os.environ})
+        _output([str(python), "-m", "pip", "install", "--quiet", *packages], {**os.environ})
         (home / ".ready").touch()
     return str(python)
 
@@ -177,7 +177,7 @@ def measure(rounds: int, steps: int, peers: pathlib.Path) -> dict:
     pythons = {"ours": sys.executable}
     for name in PEERS:
         try:
-            pythons[name] = peer_python(name, peers)
+            pythons[name] = peer_python(name, peers, PEERS[name])
             found[name] = []
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             absent[name] = str(error)

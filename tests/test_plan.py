@@ -175,6 +175,8 @@ RUN_DIR = 'x'
 OptimizerConfig.learning_rate = 1e-3
 pair.alpha = 0.5
 tune/train.steps = 10
+joint/train.steps = None
+joint/train.rows = {'rows/real': 3_000_000, 'rows/synthetic': 1_096_000}
 """
     )
     gin.clear_config()
@@ -184,7 +186,7 @@ tune/train.steps = 10
     assert {name: training.steps for name, training in trainings.items()} == {
         "pretrain": 1000,
         "tune": 10,
-        "joint": 1000,
+        "joint": 250,  # of 32 × 512 tokens
         "oracle": 1000,
     }
     lengths = {name: training.step.length for name, training in trainings.items()}

@@ -128,6 +128,7 @@ def cache(
         scope=run.scope,
         work=os.fspath(stage.work),
         gin_config=gin.config_str(),
+        modules=tuple(module for found in read for module in found.code),
         python_path=tuple(sys.path),
     )
     work = {

@@ -6,11 +6,16 @@ nothing comes back.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sbp_jax.errors import UserError
+from absl import logging
+
+from sbp_jax.errors import Stopped, UserError
 
 LOCAL = "DirectRunner"
 INLINE = "inline"
@@ -30,6 +35,7 @@ def run_all(
 
     Raises:
       UserError: Beam knows no such runner.
+      Stopped: a local worker was lost.
     """
     workers = min(len(items), os.cpu_count() or 1)
     if runner == INLINE or (runner == LOCAL and workers <= 1):
@@ -54,10 +60,44 @@ def run_all(
             f"--runner={runner}: Beam has no such runner: expected {LOCAL}, DataflowRunner, "
             "FlinkRunner, SparkRunner or another of Beam's"
         ) from error
-    with apache_beam.Pipeline(runner=made, options=PipelineOptions(list(options))) as pipeline:
+    with (
+        _lost_workers_end_it(),
+        apache_beam.Pipeline(runner=made, options=PipelineOptions(list(options))) as pipeline,
+    ):
         _ = (
             pipeline
             | "Items" >> apache_beam.Create(items)
             | "Spread" >> apache_beam.Reshuffle()
             | "Work" >> apache_beam.Map(function)
         )
+
+
+@contextlib.contextmanager
+def _lost_workers_end_it() -> Iterator[None]:
+    """Ends the run when a local worker is lost, for whose answer Beam would wait for ever."""
+    import grpc
+
+    lost: list[str] = []
+    report = threading.excepthook
+
+    def notice(raised) -> None:
+        if isinstance(raised.exc_value, grpc.RpcError):  # the threads that listened to a worker
+            logging.debug("%s", raised.exc_value)
+        elif "Worker subprocess exited" not in str(raised.exc_value):
+            report(raised)
+        else:  # the thread that watches over a worker's process
+            lost.append(str(raised.exc_value))
+            _thread.interrupt_main()
+
+    threading.excepthook = notice
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lost:
+            raise
+        raise Stopped(
+            f"a worker was lost ({lost[0]}; 137 and -9 mean that it was killed, as for lack of "
+            "memory): the same command goes on from the shards that are finished"
+        ) from None
+    finally:
+        threading.excepthook = report

@@ -28,8 +28,9 @@ FEATURES = ("id", "text", "rejected")
 class FilesSource(seqio.DataSource):
     """Examples that a function reads from files; the only split is `train`.
 
-    Its shards are files, or runs of small ones. A number of shards is any number: each gets a run
-    of them, so that all shards after one another are the corpus in its order.
+    Its shards are files, or runs of small ones, and parts of the corpus are runs of shards, so that
+    all parts after one another are the corpus in its order. Of more parts than it has shards SeqIO
+    gives each every n-th example.
 
     Attributes:
       failure: what stopped the last reading, or None.
@@ -67,7 +68,7 @@ class FilesSource(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        return True
+        return False
 
     def list_shards(self, split: str) -> list[str]:
         """Names of the shards: their file, or the first and the last of several."""

@@ -265,8 +265,6 @@ def _read_parquet(file: File, schema: Schema) -> Iterator[dict[str, str]]:
 
 def _values(column: pa.Array) -> list[Any]:
     """Text as bytes, since Arrow does not look whether it is UTF-8."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     kind = column.type
     if any(is_text(kind) for is_text in _TEXT_TYPES):
         column = column.cast(pa.large_binary())

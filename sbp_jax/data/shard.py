@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -56,7 +57,8 @@ class Recipe:
       scope: of the stage.
       work: where the files go.
       gin_config: what gin was told, for processes that have not read it.
-      python_path: where modules are found, for the same.
+      modules: what gin configures there.
+      python_path: where modules are found.
     """
 
     task: str
@@ -72,6 +74,7 @@ class Recipe:
     scope: str
     work: str
     gin_config: str
+    modules: tuple[str, ...]
     python_path: tuple[str, ...]
 
 
@@ -158,9 +161,7 @@ def cache_shard(shard: Shard) -> None:
     if shard.counts_path.exists():
         return
     recipe = shard.recipe
-    sys.path += [path for path in recipe.python_path if path not in sys.path]
-    if not gin.config_str():
-        gin.parse_config(recipe.gin_config)
+    _configure(recipe)
     started = time.monotonic()
     with gin.config_scope(recipe.scope or None):
         try:
@@ -172,6 +173,16 @@ def cache_shard(shard: Shard) -> None:
     artifacts.write_atomic(shard.counts_path, json.dumps(dataclasses.asdict(counts)))
     seconds = time.monotonic() - started
     logging.debug("%s %d: %.0f tokens/s", shard.task, shard.index, counts.tokens / seconds)
+
+
+@functools.cache
+def _configure(recipe: Recipe) -> None:
+    """Makes a process of its own know what the one that handed out the shard does."""
+    sys.path += [path for path in recipe.python_path if path not in sys.path]
+    if not gin.config_is_locked():  # as it is once the command line has been read
+        for module in recipe.modules:
+            importlib.import_module(module)
+        gin.parse_config(recipe.gin_config, skip_unknown=True)
 
 
 def read_counts(path: epath.Path) -> Counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import gin
@@ -123,7 +124,10 @@ def _training(scope: str, topology: Topology) -> Training:
     compute = dataclasses.replace(
         step.compute, save=tuple(step.compute.save), offload=tuple(step.compute.offload)
     )
-    return Training(dataclasses.replace(step, compute=compute), bound.get("steps"))
+    steps, rows = bound.get("steps"), bound.get("rows")
+    if steps is None and isinstance(rows, Mapping):  # tokens of each artefact
+        steps = int(sum(rows.values()) / (step.batch_size * step.length))
+    return Training(dataclasses.replace(step, compute=compute), steps)
 
 
 def _frozen(rules):
