@@ -255,7 +255,7 @@ def load_vocabulary(directory):
 def segments(source):
     records = source.open()
     for index in range(source.rows):
-        row = rows.decode(records[index], source.length)
+        row = source.read(records, index)
         for segment in range(1, int(row.segment_ids.max()) + 1):
             yield row.targets[row.segment_ids == segment].tolist()
 

@@ -288,7 +288,8 @@ def test_a_mistake_in_a_worker_is_one_line_and_may_be_mended(run_directory):
     with pytest.raises(UserError) as caught:
         call(run_directory, "pairs", shards=2)
     assert caught.value.message.endswith("set cache.seed_length and cache.target_length")
-    call(run_directory, "pairs", shards=2, length=40, seed_length=6, target_length=12)
+    mended = {"length": 40, "seed_length": 6, "target_length": 12}
+    call(run_directory, "pairs", shards=2, runner="inline", **mended)
 
 
 def test_what_the_source_rejects_is_counted_with_its_reason(run_directory):

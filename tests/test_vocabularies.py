@@ -499,7 +499,7 @@ def test_a_task_is_counted_and_cached_with_what_is_given(files, loaded, run, tas
     (source,) = rows.open_rows(run.directory / "rows").sources.values()
     records, inputs, targets = source.open(), [], []
     for index in range(source.rows):
-        row = rows.decode(records[index], source.length)
+        row = source.read(records, index)
         targets += row.targets[row.segment_ids > 0].tolist()
         inputs += row.inputs[row.segment_ids > 0].tolist()
     assert sorted(targets) == sorted(token for one in wanted for token in one)

@@ -28,7 +28,7 @@ def run_all(
 
     Args:
       function: of a module; must bear to be repeated.
-      items: can be pickled.
+      items: can be sent to other processes.
       runner: name of a Beam runner. `DirectRunner` takes a process a core, `inline` no other
         process and no Beam.
       options: for that runner, as `--project=mine`.

@@ -339,12 +339,12 @@ def _tokens(
     batch: Sequence[_Document], task: Any, vocabulary: vocabularies.Vocabulary
 ) -> list[dict[str, list[int]]]:
     """The tokens of each document's features, which the task may have left to us."""
-    from sbp_jax.data import tasks  # loads SeqIO
 
     found: list[dict[str, list[int]]] = [{} for _ in batch]
     for key in task.output_features:
         if isinstance(batch[0].example[key], bytes):
-            texts = [tasks.decode(document.example[key])[0] for document in batch]
+            # Bytes that are no UTF-8 are the vocabulary's business, which may keep them.
+            texts = [one.example[key].decode(errors="surrogateescape") for one in batch]
             values = vocabulary.encode_batch(texts)
         else:
             values = [document.example[key].tolist() for document in batch]

@@ -368,7 +368,7 @@ class HuggingFace(Vocabulary):
                     )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled tokenizer would take the names of special tokens in text for these.
+        # Sent to another process, a tokenizer takes the names of special tokens in text for these.
         return {name: value for name, value in vars(self).items() if name != "tokenizer"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
