@@ -8,6 +8,7 @@ its own. Nothing here depends on hosts, devices or what was read before: resume 
 from __future__ import annotations
 
 import bisect
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,11 @@ from sbp_jax.data import rows as row_format
 from sbp_jax.data.mixture import Mixture
 from sbp_jax.data.rows import Row, RowSource
 from sbp_jax.errors import Stopped, UserError
+
+AHEAD = 8  # batches that are read before they are asked for
+# Threads, each of which reads whole batches. From a disk one is faster than several, which would
+# wait for Python's lock; a bucket answers late, and many at once.
+READERS, REMOTE_READERS = 1, 16
 
 
 class RowOrder:
@@ -107,8 +113,8 @@ class BadRows:
         """How many of the run's slots before this one were found bad."""
         return sum(bad < slot for bad in self.slots)
 
-    def take(self, slot: int, source: RowSource, records: Any, index: int) -> Row:
-        """A row of a source, or padding in its place.
+    def take(self, slot: int, source: RowSource, records: Any, index: int, into: Row) -> None:
+        """Reads a row of a source into one of padding, or leaves that as it is.
 
         Raises:
           Stopped: too many rows are bad.
@@ -116,7 +122,7 @@ class BadRows:
         with self._lock:
             self.read += 1
         try:
-            return source.read(records, index)
+            source.read(records, index, into)
         except UserError as error:
             with self._lock:
                 self.slots.append(slot)
@@ -127,7 +133,6 @@ class BadRows:
                 raise Stopped(
                     f"{count} of {self.read} rows could not be read, the last: {error.message}"
                 ) from error
-            return row_format.empty_row(source.length)
 
 
 def batches(
@@ -149,28 +154,28 @@ def batches(
       Stopped: too many rows are bad.
     """
     records = [source.open() for source in order.sources]
-    width, batch_size = len(slots), order.mixture.batch_size
+    batch_size = order.mixture.batch_size
 
-    def read(index: int) -> Row:
-        step, place = divmod(index, width)
-        slot = step * batch_size + int(slots[place])
-        source, row = order[slot]
-        return bad.take(slot, order.sources[source], records[source], row)
+    def read(step: int) -> Row:
+        batch = row_format.empty_rows(len(slots), order.mixture.length)
+        for place, offset in enumerate(slots.tolist()):
+            slot = step * batch_size + offset
+            source, row = order[slot]
+            into = Row(*(x[place] for x in batch))
+            bad.take(slot, order.sources[source], records[source], row, into)
+        return batch
 
-    dataset = (
-        grain.MapDataset.range(start_step * width, stop_step * width)
-        .map(read)
-        .batch(width, drop_remainder=True)
-        .to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8 * width))
-    )
-    for batch in dataset:
-        yield Row(*batch)
+    dataset = grain.MapDataset.range(start_step, stop_step).map(read)
+    remote = any("://" in os.fspath(source.directory) for source in order.sources)
+    threads = REMOTE_READERS if remote else READERS
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD, threads))
+    yield from dataset.to_iter_dataset(options)
 
 
 def in_order(source: RowSource, batch_size: int) -> Iterator[Row]:
     """All rows of a source once, in their order; the last batch is filled up with padding."""
     records = source.open()
-    empty = row_format.empty_row(source.length)
+    empty = row_format.empty_rows(source.length)
     for start in range(0, source.rows, batch_size):
         stop = min(start + batch_size, source.rows)
         rows = [source.read(records, i) for i in range(start, stop)]

@@ -161,10 +161,10 @@ def pack(pieces: Iterable[Piece], length: int, open_rows: int = 256) -> Iterator
         yield contents.pop(row)
 
 
-def empty_row(length: int) -> Row:
-    """A row of padding."""
-    integers = [np.zeros(length, np.int32) for _ in range(4)]
-    return Row._make([*integers, np.zeros(length, np.float32)])
+def empty_rows(*shape: int) -> Row:
+    """Padding: a row [L], or a batch of rows [B, L]."""
+    integers = [np.zeros(shape, np.int32) for _ in range(4)]
+    return Row._make([*integers, np.zeros(shape, np.float32)])
 
 
 def token_type(vocab_size: int) -> np.dtype:
@@ -210,8 +210,14 @@ def _check_tokens(targets: np.ndarray, firsts: np.ndarray, vocab_size: int) -> N
         raise ValueError(f"token {wrong} is none of a vocabulary of {vocab_size}")
 
 
-def decode(record: bytes, length: int, vocab_size: int) -> Row:
+def decode(record: bytes, length: int, vocab_size: int, into: Row | None = None) -> Row:
     """The row in a record, filled up with padding.
+
+    Args:
+      record: of a row.
+      length: L.
+      vocab_size: V.
+      into: a row of padding to be filled, as of a batch; nothing of it is touched on an error.
 
     Raises:
       ValueError: the record is not one of a row of this length and vocabulary.
@@ -222,7 +228,7 @@ def decode(record: bytes, length: int, vocab_size: int) -> Row:
         raise ValueError(f"{used} tokens do not fit a row of {length}")
     sizes, firsts, loss_from = heads[:, 0], heads[:, 1], heads[:, 2]
     starts = np.cumsum(sizes) - sizes
-    row = empty_row(length)
+    row = empty_rows(length) if into is None else into
     row.targets[:used] = targets
     row.inputs[1:used] = targets[:-1]
     row.inputs[starts] = firsts
@@ -309,14 +315,19 @@ class RowSource:
             )
         return records
 
-    def read(self, records: grain.sources.ArrayRecordDataSource, index: int) -> Row:
-        """Row `index` of the records that `open` gave.
+    def read(
+        self,
+        records: grain.sources.ArrayRecordDataSource,
+        index: int,
+        into: Row | None = None,
+    ) -> Row:
+        """Row `index` of the records that `open` gave, if wanted `into` a row of padding.
 
         Raises:
           UserError: it is of another length, or holds a token that is none.
         """
         try:
-            return decode(records[index], self.length, self.vocab_size)
+            return decode(records[index], self.length, self.vocab_size, into)
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(
                 f"row {index} of {self.directory} is damaged ({error}): delete the rows and run "

@@ -19,6 +19,8 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 
+EXAMPLES_AT_ONCE = 32
+
 # TensorFlow reads and tokenises here; the accelerators are JAX's.
 for _kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], _kind)
@@ -105,11 +107,8 @@ def _resolved(made: Any, code: tuple[str, ...], inputs: dict[str, epath.Path]) -
 def source_shards(task: seqio.Task, split: str) -> int:
     """How many parts a task's source is made of, at least 1.
 
-    A source may carry an attribute `failure`, the exception of its own that stopped a reading: it
-    is raised in the place of TensorFlow's, which only quotes it.
-
     Raises:
-      UserError: the task has no such split, or its source refuses a file.
+      UserError: the task has no such split.
     """
     _check_split(task, split)
     return max(1, len(task.source.list_shards(split)))
@@ -120,6 +119,9 @@ def examples(
 ) -> Iterator[dict[str, Any]]:
     """The examples of a task in its own order, as NumPy.
 
+    A source may carry an attribute `failure`, the exception of its own that stopped a reading: it
+    is raised in the place of TensorFlow's, which only quotes it.
+
     Args:
       task: of SeqIO.
       split: of the task.
@@ -129,7 +131,7 @@ def examples(
         task's last steps: its features are then texts.
 
     Raises:
-      UserError: the task has no such split.
+      UserError: the task has no such split, or its source refuses a file.
     """
     _check_split(task, split)
     chosen = task if tokenised else _without_tokens(task)
@@ -142,12 +144,22 @@ def examples(
         try_in_mem_cache=False,
     )
     try:
-        yield from dataset.as_numpy_iterator()
+        yield from _one_by_one(dataset)
     except tf.errors.OpError as error:
         failure = getattr(task.source, "failure", None)
         if failure is None:
             raise
         raise failure from error
+
+
+def _one_by_one(dataset: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+    """The examples of a data set; scalars in batches, since each step of TensorFlow takes time."""
+    if any(spec.shape.rank != 0 for spec in tf.nest.flatten(dataset.element_spec)):
+        yield from dataset.as_numpy_iterator()
+        return
+    for batch in dataset.batch(EXAMPLES_AT_ONCE).as_numpy_iterator():
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
 
 
 def _check_split(task: seqio.Task, split: str) -> None:
