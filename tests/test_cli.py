@@ -84,6 +84,10 @@ def error_of(capfd) -> str:
         (["train", "--gin_file=train.gin", "--process_id=1"], "need --coordinator"),
         (["train", "--gin_file=train.gin", "--coordinator=localhost:1"], "needs --num_processes"),
         (["train", "--gin_file=train.gin", "--json"], "takes no --json"),
+        (["train", "--gin_file=train.gin", "--runner=DirectRunner"], "takes no --runner"),
+        (["train", "--gin_file=train.gin", "--html=page.html"], "takes no --html"),
+        (["show"], "needs a path"),
+        (["show", "rows/none", "--scope=x"], "takes no --scope"),
         (["train", "elsewhere", "--gin_file=train.gin"], "takes no path, and got elsewhere"),
         (["plan", "--gin_file=train.gin"], "takes no --run_dir"),
         (["evaluate", "--gin_file=train.gin"], "run/pretrain holds no finished artefact"),
@@ -100,6 +104,17 @@ def test_a_mistake_is_one_line_and_two(run_directory, capfd, arguments, message)
     assert sbp(*arguments, f"--run_dir={run_directory}") == 2
     assert message in error_of(capfd)
     assert sorted(p.name for p in run_directory.iterdir()) == ["rows"]
+
+
+def test_runner_and_its_options_reach_the_cache(run_directory, capfd):
+    arguments = ["cache", f"--run_dir={run_directory}", "--runner=FlinkRunner", "--", "--a=b", "-c"]
+    assert sbp(*arguments) == 2
+    assert "Required bindings" in error_of(capfd)
+    assert gin.query_parameter("cache.runner") == "FlinkRunner"
+    assert gin.query_parameter("cache.runner_options") == ("--a=b", "-c")
+    arguments = ["train", "--gin_file=train.gin", f"--run_dir={run_directory}", "--", "--a=b"]
+    assert sbp(*arguments) == 2
+    assert "takes no options behind --" in error_of(capfd)
 
 
 def test_without_a_run_directory(run_directory, capfd):

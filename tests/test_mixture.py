@@ -94,6 +94,13 @@ def test_budgets_are_never_exceeded(real, written, batch_size):
     assert real + written - sum(share.slots for share in found.shares) < batch_size
 
 
+def test_tokens_of_two_vocabularies_are_not_mixed():
+    one = artefact(5, name="a")
+    other = dataclasses.replace(artefact(5, name="b"), vocabulary="another")
+    with pytest.raises(UserError, match="b and a were cached with different vocabularies"):
+        mixture.plan({"a": one, "b": other}, {"a": 1, "b": 1}, 4, 1)
+
+
 def test_shares_may_change_at_a_step():
     artefacts = {"a": artefact(50, name="a"), "b": artefact(50, name="b")}
     found = mixture.plan(artefacts, {"a": 1, "b": 0}, 10, 4, {6: {"a": 1, "b": 3}, 8: {"b": 1}})

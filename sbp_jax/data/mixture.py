@@ -144,6 +144,11 @@ def _sources(artefacts: Mapping[str, RowsArtefact]) -> tuple[RowSource, ...]:
                     f"{name} has a {what} of {mine} and {first[0]} one of {others}: "
                     "cache them alike to mix them"
                 )
+        if rows.vocabulary != first[1].vocabulary:
+            raise UserError(
+                f"{name} and {first[0]} were cached with different vocabularies: cache them with "
+                "one to mix them"
+            )
     return tuple(sources)
 
 

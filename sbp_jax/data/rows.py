@@ -344,12 +344,14 @@ class RowsArtefact:
       length: L.
       vocab_size: V; every token is below it.
       sources: by the task's name, in the mixture's order.
+      vocabulary: hash of the vocabulary that made the tokens.
     """
 
     directory: epath.Path
     length: int
     vocab_size: int
     sources: dict[str, RowSource]
+    vocabulary: str = ""
 
 
 def open_rows(directory: epath.PathLike) -> RowsArtefact:
@@ -387,4 +389,5 @@ def open_rows(directory: epath.PathLike) -> RowsArtefact:
         )
         for name, counts in manifest.counts["sources"].items()
     }
-    return RowsArtefact(directory, length, vocab_size, sources)
+    vocabulary = manifest.inputs.get("vocab", {}).get("hash", "")
+    return RowsArtefact(directory, length, vocab_size, sources, vocabulary)
