@@ -258,6 +258,8 @@ def test_an_interrupted_stage_repeats_no_finished_shard(run_directory, monkeypat
 
     def until_the_third(shard):
         if len(done) == 2:
+            half_written = shard.path("rows", "array_record")
+            (half_written.parent / f".{half_written.name}.0").write_text("half")
             raise KeyboardInterrupt
         done.append(shard.index)
         cache_shard(shard)

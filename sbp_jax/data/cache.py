@@ -189,6 +189,10 @@ def _run(shards: list[Shard], runner: str, options: Sequence[str], stage: artifa
         logging.info("%d of %d shards are finished", len(shards) - len(missing), len(shards))
     for shard in missing:
         shard.mistake_path.unlink(missing_ok=True)
+    for folder in {shard.counts_path.parent for shard in missing}:
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name.startswith("."):  # what a worker was writing when it was ended
+                path.unlink()
     with _watched(shards, missing):
         engine.run_all(cache_shard, missing, runner, options)
     stage.save_time()

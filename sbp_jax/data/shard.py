@@ -339,7 +339,6 @@ def _tokens(
     batch: Sequence[_Document], task: Any, vocabulary: vocabularies.Vocabulary
 ) -> list[dict[str, list[int]]]:
     """The tokens of each document's features, which the task may have left to us."""
-
     found: list[dict[str, list[int]]] = [{} for _ in batch]
     for key in task.output_features:
         if isinstance(batch[0].example[key], bytes):
