@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sbp_jax.text import near_duplicates, repetition, shingles
+from sbp_jax.text.ngram_index import NgramIndex
 
 # Few different words, so that runs of words recur within and between texts.
 TEXTS = st.lists(st.sampled_from(["a", "b", "Ab", "c1", "é"]), max_size=40).map(" ".join)
@@ -169,3 +170,17 @@ def test_runs_of_no_words_are_refused(n):
         shingles.shingles("a b", n)
     with pytest.raises(ValueError, match="at least 1 word"):
         repetition.repetition("a b", n)
+
+
+def test_an_index_finds_the_text_that_is_contained_most():
+    words = [[f"w{text}x{place}" for place in range(40)] for text in range(3)]
+    index = NgramIndex((f"t{i}", " ".join(one)) for i, one in enumerate(words))
+    whole = " ".join(["before", *words[1], "after"])
+    assert index.most_contained(whole) == ("t1", 1.0)
+    # The smaller of the two counts, whichever it is.
+    assert index.most_contained(" ".join(words[2][5:25])) == ("t2", 1.0)
+    mixed = " ".join([*words[0][:20], *words[1][:30], *(f"other{i}" for i in range(50))])
+    assert index.most_contained(mixed) == ("t1", pytest.approx(18 / 28))
+    assert index.most_contained("nothing of it at all") is None
+    assert index.most_contained("") is None
+    assert NgramIndex([]).most_contained(whole) is None
