@@ -22,7 +22,7 @@ from sbp_jax.data import documents as documents_module
 from sbp_jax.data import vocabularies
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
-from sbp_jax.model.decoder import Decoder, DecoderConfig, initialise, structure
+from sbp_jax.model.decoder import Decoder, DecoderConfig, structure
 from sbp_jax.pair.activations import Embedded, make_batches, make_runner, row_lengths
 from sbp_jax.pair.embed import embed
 from sbp_jax.pair.embedders import ActivationEmbedder, HuggingFaceEmbedder, TfidfEmbedder, unit
@@ -440,14 +440,20 @@ def some_tokens(count: int, seed: int = 0, most: int = 60) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def parameters():
-    make = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(initialise(MODEL, key))))
-    return make(jax.random.key(1))
+    """Random ones, of NumPy: the decoder's own would take longer than all that is done here."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        mean, scale = (1.0, 0.1) if path[-1].key == "scale" else (0.0, 0.3)
+        return rng.normal(mean, scale, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(structure(MODEL)[1]))
 
 
 def runner(parameters, devices=8, **options):
     layout = make_layout(MeshConfig(), jax.devices()[:devices])
     options = {"max_length": 64, "tokens_per_device": 128, "pooling": "last", **options}
-    return make_runner(MODEL, jax.device_get(parameters), layout, **options)
+    return make_runner(MODEL, parameters, layout, **options)
 
 
 @functools.cache
@@ -512,8 +518,8 @@ def test_each_row_length_is_one_program_on_all_devices(parameters, monkeypatch):
     monkeypatch.setattr(
         jax, "device_put", lambda x, where=None: placed.append(put(x, where)) or placed[-1]
     )
-    run = runner(parameters, max_length=512, tokens_per_device=512)
-    sizes = lognormal(300, 512)
+    run = runner(parameters, max_length=512, tokens_per_device=2048)
+    sizes = lognormal(600, 512)
     rng = np.random.default_rng(0)
     documents = [rng.integers(1, 320, size).astype(np.int32) for size in sizes]
     for part in (documents, documents[::-1]):

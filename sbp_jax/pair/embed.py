@@ -100,7 +100,9 @@ def embed(
         if place % jax.process_count() == jax.process_index()
         and not _counts_path(stage.work, *shard).exists()
     ]
-    function = embedder.fit(run, _Texts(corpora[fit_on])) if mine else None
+    # A checkpoint is read by all processes or by none.
+    done = processes.all_of(not mine)
+    function = None if done else embedder.fit(run, _Texts(corpora[fit_on]))
     for name, number in mine:
         assert function is not None
         one = slice(number * shard_documents, (number + 1) * shard_documents)
