@@ -522,10 +522,10 @@ def test_each_row_length_is_one_program_on_all_devices(parameters, monkeypatch):
     sizes = lognormal(600, 512)
     rng = np.random.default_rng(0)
     documents = [rng.integers(1, 320, size).astype(np.int32) for size in sizes]
-    for part in (documents, documents[::-1]):
+    for part in (documents, documents[50:], documents[:-20]):
         found = run(part)
         assert found.padding < 0.1 * (found.tokens + found.padding)
-    assert len(shapes) == len(set(shapes)) <= 6
+    assert len(shapes) == len({length for _, length in shapes}) <= 6
     assert placed
     assert all(len(x.addressable_shards) == 8 for x in placed)
     assert all(x.addressable_shards[0].data.shape[0] * 8 == x.shape[0] for x in placed)
