@@ -67,7 +67,7 @@ OF_STAGES = {
 WITHOUT_A_RUN = ("plan", "export-hf", "show")
 OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
 # What the processes of a job may run together; of the others each would write the same files.
-OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
+OF_SEVERAL_PROCESSES = ("train", "embed", "synthesize", "evaluate")
 RUN_DIR_MACRO = "RUN_DIR"
 OURS = ("sbp_jax", "tasks")
 SHIPPED_GIN = pathlib.Path(__file__).parent.parent / "gin"  # of the checkout that is installed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 from absl import logging
 from etils import epath
@@ -20,10 +22,14 @@ def import_hf(run: artifacts.Run, directory: str) -> None:
 
     Args:
       run: names the artefact.
-      directory: config.json and safetensors, Llama or Qwen3.
+      directory: config.json and safetensors, Llama or Qwen3. One without an output layer, as
+        embedding models are published, is taken for a tied one, and its logits mean nothing.
     """
     source = epath.Path(directory)
     config = hugging_face.read_config(source)
+    if not config.tied and not hugging_face.has_head(source):
+        logging.warning("%s has no output layer: it can embed, and not write", source)
+        config = dataclasses.replace(config, tied=True)
     files = [p for p in sorted(source.iterdir()) if p.suffix in (".json", ".safetensors")]
     stage = artifacts.begin(
         run,

@@ -67,6 +67,19 @@ def test_in_and_out_again_nothing_has_changed(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, again, jax.device_get(parameters))
 
 
+def test_an_embedding_model_has_no_output_layer(tmp_path):
+    """As Qwen3-Embedding is published: untied by its config, no prefix in its tensors' names."""
+    folder = MODELS / "qwen3_embedding"
+    assert not hugging_face.read_config(folder).tied
+    assert sbp("import-hf", str(folder), f"--run_dir={tmp_path}", "--scope=embedder") == 0
+    assert model_config(tmp_path / "embedder").tied
+    parameters, _ = load_parameters(tmp_path / "embedder")
+    there = tensors(folder)
+    np.testing.assert_array_equal(parameters["embedding"], there["embed_tokens.weight"])
+    # One with an output layer keeps it.
+    assert hugging_face.has_head(MODELS / "qwen3_untied")
+
+
 def test_the_command_writes_a_folder_and_never_over_one(tmp_path, capfd):
     base = tmp_path / "run/base"
     sbp("import-hf", str(MODELS / "qwen3_tied"), f"--run_dir={tmp_path}/run", "--scope=base")

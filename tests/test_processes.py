@@ -1,4 +1,4 @@
-"""Two processes on loopback pretrain, evaluate and synthesize, as two hosts would."""
+"""Two processes on loopback pretrain, evaluate, embed and synthesize, as two hosts would."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ synthesize.checkpoint = 'several'
 evaluate.checkpoint = 'several'
 evaluate.rows = 'rows/real'
 FilterConfig.min_words = 3
+embed.embedder = @ActivationEmbedder()
+embed.documents = {'train': 'rows/real'}
+embed.shard_documents = 5
+ActivationEmbedder.checkpoint = 'one'
+ActivationEmbedder.max_length = 32
 """
 
 
@@ -147,3 +152,16 @@ def test_two_processes_learn_and_write_what_one_does(run, one):
     )
     assert several == alone
     assert artifacts.read_manifest(run / "by_several").counts["tokens"] >= 1500
+
+
+def test_two_processes_embed_what_one_does(run, one):
+    """Each other shards, and the same."""
+    said = sbp(run, "embed", "--scope=embed_by_several", processes=2)
+    assert said.count(" of 13 documents") == 3
+    sbp(run, "embed", "--scope=embed_by_one", processes=1)
+    several, alone = (
+        {path.name: path.read_bytes() for path in (run / scope / "train").iterdir()}
+        for scope in ("embed_by_several", "embed_by_one")
+    )
+    assert len(alone) == 9
+    assert several == alone

@@ -107,8 +107,10 @@ def read_parameters(directory: epath.PathLike, config: DecoderConfig) -> Any:
     directory = epath.Path(directory)
     files = _files(directory)
     used = set()
+    bare = not any(name.startswith(_BASE) for name in files)
 
     def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        name = name.removeprefix(_BASE) if bare else name
         if name not in files:
             raise UserError(f"{directory}: no tensor {name} in its safetensors")
         used.add(name)
@@ -137,6 +139,15 @@ def read_parameters(directory: epath.PathLike, config: DecoderConfig) -> Any:
     if extra := sorted(name for name in set(files) - used if not name.endswith("inv_freq")):
         raise UserError(f"{directory}: its tensor {extra[0]} is none that this decoder has")
     return result
+
+
+def has_head(directory: epath.PathLike) -> bool:
+    """Whether an output layer of its own is among a model's tensors.
+
+    Raises:
+      UserError: its files are missing or damaged.
+    """
+    return "lm_head.weight" in _files(epath.Path(directory))
 
 
 def _files(directory: epath.Path) -> dict[str, str]:
@@ -276,6 +287,8 @@ def _leaves(config: DecoderConfig) -> list[tuple[tuple[str, ...], Any]]:
     return [(tuple(key.key for key in path), leaf) for path, leaf in found]
 
 
+# Embedding models are published without an output layer, and their tensors without this prefix.
+_BASE = "model."
 _NAMES = {
     ("embedding",): "model.embed_tokens.weight",
     ("head",): "lm_head.weight",

@@ -15,7 +15,7 @@ from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
 from sbp_jax.pair import pairs as pairs_module
 from sbp_jax.pair import search
-from sbp_jax.pair.embed import read_vectors
+from sbp_jax.pair.vectors import open_vectors
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
 from sbp_jax.text.shingles import containment, shingles
@@ -77,22 +77,32 @@ def pair(
             "embeddings": run.path(embeddings),
             **{f"documents/{name}": path for name, path in sorted(paths.items())},
         },
-        code=("sbp_jax.pair.stage", "sbp_jax.pair.pairs", "sbp_jax.pair.search", "sbp_jax.text"),
+        code=(
+            "sbp_jax.pair.stage",
+            "sbp_jax.pair.pairs",
+            "sbp_jax.pair.search",
+            "sbp_jax.pair.vectors",
+            "sbp_jax.text",
+        ),
     )
     if stage.finished:
         return
     same_corpus = index == queries
-    seed_vectors, seed_ids = read_vectors(run.path(embeddings), index)
-    target_vectors, target_ids = read_vectors(run.path(embeddings), queries)
-    if seed_vectors.shape[1] != target_vectors.shape[1]:
+    of_seeds = open_vectors(run.path(embeddings), index)
+    of_targets = open_vectors(run.path(embeddings), queries)
+    if of_seeds.dimensions != of_targets.dimensions:
         raise UserError(
-            f"{run.path(embeddings)}: vectors of {index!r} have {seed_vectors.shape[1]} "
-            f"dimensions, those of {queries!r} {target_vectors.shape[1]}: run sbp embed again"
+            f"{run.path(embeddings)}: vectors of {index!r} have {of_seeds.dimensions} "
+            f"dimensions, those of {queries!r} {of_targets.dimensions}: run sbp embed again"
         )
-    seeds = _by_vectors(Documents(paths[index]), seed_ids, index)
-    targets = seeds if same_corpus else _by_vectors(Documents(paths[queries]), target_ids, queries)
+    seeds = _by_vectors(Documents(paths[index]), of_seeds.ids, index)
+    targets = (
+        seeds if same_corpus else _by_vectors(Documents(paths[queries]), of_targets.ids, queries)
+    )
     # A target is its own nearest neighbour, and must not cost it one.
-    found, products = search.neighbours(seed_vectors, target_vectors, neighbours + same_corpus)
+    found, products = search.neighbours(
+        of_seeds.read(), of_targets.read(), neighbours + same_corpus
+    )
 
     @functools.cache
     def seed_shingles(seed: int):
