@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import grain
 import numpy as np
@@ -13,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_rows import write_rows_artefact
 
-from sbp_jax import artifacts
+from sbp_jax import artifacts, cli
 from sbp_jax.data import documents as documents_module
 from sbp_jax.data.documents import Document
 from sbp_jax.data.vocabularies import BYTES_FILE, Bytes
 from sbp_jax.errors import UserError
-from sbp_jax.pair import filters, pairs
+from sbp_jax.pair import filters, inspect_pairs, pairs
 from sbp_jax.pair.embed import embed
 from sbp_jax.pair.embedders import TfidfEmbedder
 from sbp_jax.pair.stage import PAIRS, pair
@@ -168,9 +169,13 @@ def test_a_hub_loses_its_least_similar_partners():
     assert found == both_ways((1, 2))
     # Of two corpora, 1 as a seed is another document than 1 as a target.
     chosen, _ = pairs.select(
-        NEIGHBOURS, PRODUCTS, same_corpus=False, alpha=0.0, max_pairs_per_document=1
+        np.array([[1], [2]]),
+        np.array([[0.9], [0.8]], np.float32),
+        same_corpus=False,
+        alpha=0.0,
+        max_pairs_per_document=1,
     )
-    assert {(p.seed, p.target) for p in chosen} == {(n, n) for n in range(4)}
+    assert {(p.seed, p.target) for p in chosen} == {(1, 0), (2, 1)}
 
 
 def test_filters_see_what_the_ones_before_have_left():
@@ -386,6 +391,7 @@ def test_a_task_may_be_excluded(run_directory, monkeypatch):
                 "max_per_seed",
             )
         ),
+        ({"alpha": None}, r"pair.alpha is not set: look with `sbp pair --inspect=FILE.html`"),
         (
             {"alpha": 1.5},
             r"no pair lies above alpha = 1.5: the largest similarity .* is [01]\.\d+; ",
@@ -397,3 +403,80 @@ def test_mistakes_are_told_in_a_line(run_directory, options, message):
     with pytest.raises(UserError, match=message):
         paired(run_directory, "wrong", **options)
     assert not (run_directory / "wrong").exists()
+
+
+# --- the page to choose alpha by
+
+
+def looked_at(same: bool = True):
+    rng = np.random.default_rng(3)
+    made = corpus(60, seed=1)
+    made[5] = Document("<b>5</b>", made[5].text + " <script>alert(1)</script> \ud800\x00", {})
+    made[6] = Document("copy of 5", made[5].text, {"<i>": "&amp;"})
+    others = made if same else corpus(30, seed=2)
+    found = np.stack([rng.permutation(60)[:12] for _ in others])
+    products = rng.random(found.shape, np.float32)
+    found[6 if same else 0, 0], products[6 if same else 0, 0] = 5, 2.0
+    return pairs.candidates(found, products, same_corpus=same), made, others
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_bands_partition_the_neighbours(same):
+    found, seeds, targets = looked_at(same)
+    inspection = inspect_pairs.inspect(found, seeds, targets, neighbours=12, threshold=0.5)
+    once = {
+        (min(s, t), max(s, t)) if same else (s, t)
+        for s, t in zip(found.seeds.tolist(), found.targets.tolist(), strict=True)
+        if not (same and s == t)
+    }
+    assert sum(band.pairs for band in inspection.bands) == len(once) == sum(inspection.counts)
+    assert [b.pairs_from for b in inspection.bands] == [
+        sum(b.pairs for b in inspection.bands[n:]) for n in range(len(inspection.bands))
+    ]
+    assert inspection.bands[0].documents_from == inspection.documents
+    top = inspection.bands[-1]
+    assert top.pairs == top.measured == 1
+    assert top.near_duplicates == (1.0 if same else 0.0)
+    if same:
+        one = top.examples[0]
+        assert (one.word_overlap, one.length_ratio, one.containment) == (1, 1, 1)
+    for band in inspection.bands:
+        assert all(band.low <= one.similarity <= band.high for one in band.examples)
+
+
+def test_the_page_stands_alone_and_escapes_what_documents_say():
+    found, seeds, targets = looked_at()
+    inspection = inspect_pairs.inspect(found, seeds, targets, neighbours=12, threshold=0.5)
+    page = inspect_pairs.render("<pairs>", inspection)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "&lt;b&gt;5&lt;/b&gt;" in page
+    assert "<i>" not in page
+    assert not re.search(r"(src|href)=.(?!data:,|#)", page)
+    page.encode()  # no surrogate is left
+    again = inspect_pairs.inspect(found, seeds, targets, neighbours=12, threshold=0.5)
+    assert inspect_pairs.render("<pairs>", again) == page
+
+
+def test_the_command_writes_the_page_and_no_artefact(run_directory, tmp_path, capsys):
+    file = tmp_path / "look.html"
+    gin_file = tmp_path / "look.gin"
+    gin_file.write_text(f"pair.documents = {DOCUMENTS!r}\npair.neighbours = 5\n")
+    command = ["pair", "--scope=looked", f"--run_dir={run_directory}", f"--gin_file={gin_file}"]
+    assert cli.main([*command, f"--inspect={file}"]) == 0
+    assert "What are pairs of each similarity like?" in file.read_text()
+    assert not (run_directory / "looked").exists()
+    assert not (run_directory / "looked.partial").exists()
+    assert cli.main(command) == 2
+    assert "pair.alpha is not set" in capsys.readouterr().err
+    assert cli.main([*command, "--scope=more", f"--inspect={file}"]) == 2
+    assert cli.main(["embed", f"--inspect={file}"]) == 2
+    assert "takes no --inspect" in capsys.readouterr().err
+
+
+def test_nothing_to_look_at():
+    found, seeds, _ = looked_at()
+    with pytest.raises(UserError, match="no two documents are neighbours"):
+        inspect_pairs.inspect(
+            found.where(found.seeds == found.targets), seeds, seeds, neighbours=1, threshold=0.5
+        )

@@ -31,12 +31,13 @@ STATISTICS = "statistics.json"
 @configurable
 def pair(
     run: artifacts.Run,
+    inspect: str | None = None,
     *,
     embeddings: str = "embed",
     documents: Mapping[str, str] = gin.REQUIRED,
     index: str = "train",
     queries: str = "train",
-    alpha: float = gin.REQUIRED,
+    alpha: float | None = None,
     upper_bound: float | None = None,
     neighbours: int = 200,
     mutual_only: bool = False,
@@ -51,20 +52,22 @@ def pair(
     max_pairs_per_document: int | None = None,
     max_per_seed: int | None = None,
 ) -> None:
-    """Leaves pairs d1 → d2 and statistics about them.
+    """Leaves pairs d1 → d2 and statistics about them; or a page to choose α by.
 
     The filters below are applied in the order in which they stand here, after a document has been
     taken from its own neighbours; what each took is counted (`pairs.Removed`).
 
     Args:
       run: names the artefact.
+      inspect: a file to write a page to, of all neighbours and what pairs of each similarity are
+        like (`inspect_pairs`), in the place of the artefact; the filters are left aside.
       embeddings: artefact of `sbp embed`.
       documents: rows artefact with documents for each split that is named below.
       index: the split of the seeds d1, which is indexed.
       queries: the split of the targets d2. The same as `index` for training pairs, which then are
         kept in both directions; another for pairs to validate on.
       alpha: similarity above which a pair is kept (α; the paper's is remembered as 0.75 with its
-        own embedder, and says nothing about another).
+        own embedder, and says nothing about another). Only `inspect` needs none.
       upper_bound: similarity above which it is not, if given.
       neighbours: how many of each target are looked at.
       mutual_only: whether d1 and d2 must each be among the other's neighbours.
@@ -88,6 +91,11 @@ def pair(
     for name in (index, queries):
         if name not in documents:
             raise UserError(f"pair: split {name!r} is not among pair.documents, {list(documents)}")
+    if alpha is None and inspect is None:
+        raise UserError(
+            "pair.alpha is not set: look with `sbp pair --inspect=FILE.html` what pairs of each "
+            "similarity are like, and set the least that is wanted"
+        )
     limits = {
         "neighbours": neighbours,
         "seed_tokens": seed_tokens,
@@ -114,44 +122,45 @@ def pair(
     paths = {name: run.path(documents[name]) for name in {index, queries}}
     excluded = _excluded(run, exclude, documents, (index, queries))
     counts_tokens = seed_tokens is not None or target_tokens is not None
-    stage = artifacts.begin(
-        run,
-        "pair",
-        config={
-            "index": index,
-            "queries": queries,
-            "alpha": alpha,
-            "upper_bound": upper_bound,
-            "neighbours": neighbours,
-            "mutual_only": mutual_only,
-            "same_feature": same_feature,
-            "seed_tokens": seed_tokens,
-            "target_tokens": target_tokens,
-            "exclude": exclude,
-            "exclude_overlap": exclude_overlap if exclude else None,
-            "excluded_corpora": excluded.fingerprints,
-            "near_duplicate_containment": near_duplicate_containment,
-            "near_duplicate_method": near_duplicate_method,
-            "max_pairs_per_document": max_pairs_per_document,
-            "max_per_seed": max_per_seed,
-        },
-        inputs={
-            "embeddings": run.path(embeddings),
-            **{f"documents/{name}": path for name, path in sorted(paths.items())},
-            **excluded.inputs,
-            **({"vocab": run.path(vocab)} if counts_tokens else {}),
-        },
-        code=(
-            "sbp_jax.pair.stage",
-            "sbp_jax.pair.pairs",
-            "sbp_jax.pair.filters",
-            "sbp_jax.pair.search",
-            "sbp_jax.text",
-            *excluded.code,
-        ),
-    )
-    if stage.finished:
-        return
+    if inspect is None:
+        stage = artifacts.begin(
+            run,
+            "pair",
+            config={
+                "index": index,
+                "queries": queries,
+                "alpha": alpha,
+                "upper_bound": upper_bound,
+                "neighbours": neighbours,
+                "mutual_only": mutual_only,
+                "same_feature": same_feature,
+                "seed_tokens": seed_tokens,
+                "target_tokens": target_tokens,
+                "exclude": exclude,
+                "exclude_overlap": exclude_overlap if exclude else None,
+                "excluded_corpora": excluded.fingerprints,
+                "near_duplicate_containment": near_duplicate_containment,
+                "near_duplicate_method": near_duplicate_method,
+                "max_pairs_per_document": max_pairs_per_document,
+                "max_per_seed": max_per_seed,
+            },
+            inputs={
+                "embeddings": run.path(embeddings),
+                **{f"documents/{name}": path for name, path in sorted(paths.items())},
+                **excluded.inputs,
+                **({"vocab": run.path(vocab)} if counts_tokens else {}),
+            },
+            code=(
+                "sbp_jax.pair.stage",
+                "sbp_jax.pair.pairs",
+                "sbp_jax.pair.filters",
+                "sbp_jax.pair.search",
+                "sbp_jax.text",
+                *excluded.code,
+            ),
+        )
+        if stage.finished:
+            return
     same_corpus = index == queries
     seed_vectors, seed_ids = read_vectors(run.path(embeddings), index)
     target_vectors, target_ids = read_vectors(run.path(embeddings), queries)
@@ -165,6 +174,22 @@ def pair(
     # A target is its own nearest neighbour, and must not cost it one.
     found, products = search.neighbours(seed_vectors, target_vectors, neighbours + same_corpus)
 
+    if inspect is not None:
+        # The command loads this module for every stage, and jinja2 only this needs.
+        from sbp_jax.pair import inspect_pairs
+
+        looked_at = pairs_module.candidates(found, products, same_corpus=same_corpus)
+        inspection = inspect_pairs.inspect(
+            looked_at,
+            seeds,
+            targets,
+            neighbours=neighbours,
+            threshold=near_duplicate_containment,
+        )
+        artifacts.write_atomic(epath.Path(inspect), inspect_pairs.render(run.scope, inspection))
+        logging.info("%s: what is near is shown in %s", run.scope, inspect)
+        return
+    assert alpha is not None
     chosen, removed = pairs_module.select(
         found,
         products,
