@@ -46,6 +46,7 @@ STAGES = {
     "pair": "sbp_jax.pair.stage:pair",
     "synthesize": "sbp_jax.synthesize.stage:synthesize",
     "evaluate": "sbp_jax.evaluate.stage:evaluate",
+    "conditioning": "sbp_jax.evaluate.conditioning:conditioning",
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
@@ -69,7 +70,7 @@ OF_STAGES = {
 WITHOUT_A_RUN = ("plan", "export-hf", "show")
 OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
 # What the processes of a job may run together; of the others each would write the same files.
-OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate")
+OF_SEVERAL_PROCESSES = ("train", "synthesize", "evaluate", "conditioning")
 RUN_DIR_MACRO = "RUN_DIR"
 OURS = ("sbp_jax", "tasks")
 SHIPPED_GIN = pathlib.Path(__file__).parent.parent / "gin"  # of the checkout that is installed

@@ -50,7 +50,7 @@ def near_copies(count: int, seed: int) -> list[Document]:
 
 
 def test_minhash_takes_what_brute_force_takes():
-    made = near_copies(3000, seed=5)
+    made = near_copies(2000, seed=5)
     # Brute force: Python sets of every document, and every pair that has anything in common.
     sets = [set(shingles(d.text).tolist()) for d in made]
     by_shingle: dict[int, list[int]] = {}
@@ -65,7 +65,7 @@ def test_minhash_takes_what_brute_force_takes():
     shared = np.array([len(sets[a] & sets[b]) for a, b in asked])
     sizes = np.array([min(len(sets[a]), len(sets[b])) for a, b in asked])
     wanted = shared / np.maximum(sizes, 1) > THRESHOLD
-    assert 1000 < wanted.sum() < len(met)  # some are too far from one another
+    assert 500 < wanted.sum() < len(met)  # some are too far from one another
     found = filters.near_duplicates(made, made, THRESHOLD, "minhash")(first, second)
     precision = (found & wanted).sum() / found.sum()
     recall = (found & wanted).sum() / wanted.sum()
