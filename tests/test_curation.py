@@ -376,6 +376,11 @@ def test_a_task_may_be_excluded(run_directory, monkeypatch):
     ("options", "message"),
     [
         ({"same_feature": ["host"]}, r"'host': expected some of \['package'\]"),
+        (
+            {"same_feature": "package"},
+            r"same_feature = 'package': expected a list, as \['package'\]",
+        ),
+        ({"exclude": "heldout"}, r"exclude = 'heldout': expected a list, as \['heldout'\]"),
         ({"exclude": ["test"]}, r"'test' is no split of pair.documents, .*heldout"),
         ({"exclude": ["train"]}, "'train' is what the pairs are made of"),
         ({"exclude": ["heldout"], "exclude_overlap": 0.0}, "exclude_overlap = 0.0"),

@@ -106,6 +106,9 @@ def pair(
     for name, limit in limits.items():
         if limit is not None and limit < 1:
             raise UserError(f"pair.{name} = {limit}: expected at least 1")
+    for name, value in {"same_feature": same_feature, "exclude": exclude}.items():
+        if isinstance(value, str):  # a sequence too, of its letters
+            raise UserError(f"pair.{name} = {value!r}: expected a list, as [{value!r}]")
     if near_duplicate_method not in ("exact", "minhash"):
         raise UserError(
             f"pair.near_duplicate_method = {near_duplicate_method!r}: expected exact or minhash"
