@@ -56,6 +56,7 @@ STAGES = (
     StageCall("cache", "rows/pairs", ("sbp",)),
     StageCall("cache", "rows/pairs_dev", ("sbp",)),
     StageCall("train", "tune", ("sbp",)),
+    StageCall("conditioning", "conditioning", ("sbp",)),
     StageCall("synthesize", "synthetic", ("sbp",)),
     StageCall("cache", "rows/synthetic", ("sbp",)),
     StageCall("train", "joint", ("sbp",)),

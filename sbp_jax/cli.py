@@ -3,6 +3,7 @@
     sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE…] [--run_dir=DIR]
     sbp cache … --runner=RUNNER [-- OPTION…]
     sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
+    sbp pair … --inspect=FILE
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
 not fit, 130 interrupted, 143 ended by SIGTERM and saved. After any the same command goes on.
@@ -45,6 +46,7 @@ STAGES = {
     "pair": "sbp_jax.pair.stage:pair",
     "synthesize": "sbp_jax.synthesize.stage:synthesize",
     "evaluate": "sbp_jax.evaluate.stage:evaluate",
+    "conditioning": "sbp_jax.evaluate.conditioning:conditioning",
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
@@ -60,6 +62,7 @@ OF_STAGES = {
     "json": ("plan",),
     "hlo": ("plan",),
     "html": ("show",),
+    "inspect": ("pair",),
     "runner": ("cache", "bootstrap"),
     "runner_option": ("cache", "bootstrap"),
 }
@@ -67,7 +70,7 @@ OF_STAGES = {
 WITHOUT_A_RUN = ("plan", "export-hf", "show")
 OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
 # What the processes of a job may run together; of the others each would write the same files.
-OF_SEVERAL_PROCESSES = ("train", "embed", "synthesize", "evaluate")
+OF_SEVERAL_PROCESSES = ("train", "embed", "synthesize", "evaluate", "conditioning")
 RUN_DIR_MACRO = "RUN_DIR"
 OURS = ("sbp_jax", "tasks")
 SHIPPED_GIN = pathlib.Path(__file__).parent.parent / "gin"  # of the checkout that is installed
@@ -120,6 +123,11 @@ def parser() -> Parser:
         help="cache: Apache Beam's, e.g. DataflowRunner; what stands behind -- are its options",
     )
     result.add_argument("--html", metavar="FILE", help="show: write a page instead")
+    result.add_argument(
+        "--inspect",
+        metavar="FILE",
+        help="pair: write a page about what is near instead, which needs no pair.alpha",
+    )
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
     result.add_argument("--slices", type=int, help="plan: how many of them")
     result.add_argument("--json", action="store_true", help="plan: print one JSON object")
@@ -204,7 +212,8 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
             configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
         run = artifacts.Run(run_directory(), scope, _arguments(flags, bindings))
         with gin.config_scope(scope):
-            functions[flags.stage](run, *([flags.path] if flags.path else []))
+            given = flags.path or flags.inspect
+            functions[flags.stage](run, *([given] if given else []))
     return 0
 
 
@@ -225,6 +234,8 @@ def _check_arguments(flags: argparse.Namespace) -> None:
         name = min(unused)
         flag = "options behind --" if name == "runner_option" else f"--{name}"
         raise UserError(f"takes no {flag}: `sbp --help` tells what there is")
+    if flags.inspect and len(flags.scope or ()) > 1:
+        raise UserError("--inspect is one page: give one --scope")
     if flags.stage == "plan" and flags.topology is None:
         raise UserError("--topology is missing: name a TPU slice, e.g. --topology=v5p:4x4x4")
 

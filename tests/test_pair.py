@@ -232,7 +232,7 @@ def test_select_counts_every_candidate():
         same_corpus=True,
         alpha=0.5,
         upper_bound=0.8,
-        near_duplicate=lambda a, b: False,
+        near_duplicate=lambda a, b: np.zeros(len(a), bool),
         max_per_seed=None,
     )
     assert [(p.seed, p.target) for p in chosen] == [(1, 2), (2, 1)]

@@ -814,7 +814,7 @@ def test_pairs_are_counted_without_documents_themselves(full):
     assert found.neighbours[-1] < 10  # where 500 documents met themselves
     assert sum(found.pairs) == found.figures["pairs"] > 0
     above = sum(n for n, edge in zip(found.neighbours, found.edges, strict=False) if edge >= 0.45)
-    assert above == 10_000 - found.removed["below alpha"]
+    assert 2 * above == 20_000 - found.removed["below alpha"]  # candidates go both ways
     assert found.removed["near duplicates"] > 0
     assert found.removed["over cap"] > 0
     assert "self pairs" not in found.removed
@@ -822,6 +822,45 @@ def test_pairs_are_counted_without_documents_themselves(full):
     for name, number in found.removed.items():
         assert f"{name} {number:,}" in page
     assert f"pairs {found.figures['pairs']:,}" in page
+
+
+def test_what_d1_is_worth_is_shown_where_it_was_measured(tmp_path):
+    losses = {"related": 4.25, "random": 4.375, "alone": 4.5}
+    whole = {"pairs": 1300, "tokens": 50_000, **losses, "gain": 0.125, "gain_error": 0.0625}
+    bands = [
+        {**whole, "low": 0.2, "high": 0.41, "pairs": 1299, "gain": -0.03125},
+        {**whole, "low": 0.43, "high": 0.9, "pairs": 1, "gain_error": None},
+    ]
+    directory = make_run(epath.Path(tmp_path), {"sbp": 3.0}, text_parts=False)
+    assert results.Results(arms=()).conditioning == ()
+    scores = {"scores.json": json.dumps({**whole, "bands": bands})}
+    artefact(directory, "conditioning", "conditioning", scores, {"pairs": 1300})
+    text, _ = make_report(directory, arms=arms_of({"sbp": 3.0}))
+    words = Page(text).text
+    for row in (
+        "0.200 – 0.410 1,299 50,000 4.2500 4.3750 4.5000 −0.0312 ± 0.0625",
+        "0.430 – 0.900 1 50,000 4.2500 4.3750 4.5000 +0.1250 –",
+        "all 1,300 50,000 4.2500 4.3750 4.5000 +0.1250 ± 0.0625",
+    ):
+        assert row in words
+    assert "cheapest alone" not in words
+    path = directory / "conditioning" / "scores.json"
+    for wrong, message in (
+        ({**whole, "bands": 3}, "bands is 3, expected a list of objects"),
+        ({**whole, "bands": [{}]}, "related is None, expected a finite number"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=re.escape(message)):
+            results.read_conditioning(path.parent)
+
+
+def test_a_synthesizer_that_is_better_without_d1_is_called_so(tmp_path):
+    whole = {"pairs": 9, "tokens": 500, "related": 4.4, "random": 4.5, "alone": 4.3, "gain": 0.1}
+    directory = make_run(epath.Path(tmp_path), {"sbp": 3.0}, text_parts=False)
+    scores = {"scores.json": json.dumps({**whole, "bands": []})}
+    artefact(directory, "conditioning", "conditioning", scores, {"pairs": 9})
+    text, _ = make_report(directory, arms=arms_of({"sbp": 3.0}))
+    assert "d2 is cheapest alone" in Page(text).text
 
 
 def test_statistics_of_another_kind_are_refused(tmp_path):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import gin
+import numpy as np
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from sbp_jax import artifacts
+from sbp_jax.data import vocabularies
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
+from sbp_jax.pair import filters, search
 from sbp_jax.pair import pairs as pairs_module
-from sbp_jax.pair import search
 from sbp_jax.pair.vectors import open_vectors
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
-from sbp_jax.text.shingles import containment, shingles
+from sbp_jax.text.ngram_index import NgramIndex
 
 PAIRS = "pairs.array_record"
 STATISTICS = "statistics.json"
@@ -27,66 +31,140 @@ STATISTICS = "statistics.json"
 @configurable
 def pair(
     run: artifacts.Run,
+    inspect: str | None = None,
     *,
     embeddings: str = "embed",
     documents: Mapping[str, str] = gin.REQUIRED,
     index: str = "train",
     queries: str = "train",
-    alpha: float = gin.REQUIRED,
+    alpha: float | None = None,
     upper_bound: float | None = None,
     neighbours: int = 200,
+    mutual_only: bool = False,
+    same_feature: Sequence[str] = (),
+    vocab: str = "vocab",
+    seed_tokens: int | None = None,
+    target_tokens: int | None = None,
+    exclude: Sequence[str] = (),
+    exclude_overlap: float = 0.5,
     near_duplicate_containment: float = 0.5,
+    near_duplicate_method: str = "exact",
+    max_pairs_per_document: int | None = None,
     max_per_seed: int | None = None,
 ) -> None:
-    """Leaves pairs d1 → d2 and statistics about them.
+    """Leaves pairs d1 → d2 and statistics about them; or a page to choose α by.
+
+    The filters below are applied in the order in which they stand here, after a document has been
+    taken from its own neighbours; what each took is counted (`pairs.Removed`).
 
     Args:
       run: names the artefact.
+      inspect: a file to write a page to, of all neighbours and what pairs of each similarity are
+        like (`inspect_pairs`), in the place of the artefact; the filters are left aside.
       embeddings: artefact of `sbp embed`.
       documents: rows artefact with documents for each split that is named below.
       index: the split of the seeds d1, which is indexed.
       queries: the split of the targets d2. The same as `index` for training pairs, which then are
         kept in both directions; another for pairs to validate on.
       alpha: similarity above which a pair is kept (α; the paper's is remembered as 0.75 with its
-        own embedder, and says nothing about another).
+        own embedder, and says nothing about another). Only `inspect` needs none.
       upper_bound: similarity above which it is not, if given.
       neighbours: how many of each target are looked at.
+      mutual_only: whether d1 and d2 must each be among the other's neighbours.
+      same_feature: features of the documents, as `package` or `url`, of which d1 and d2 must not
+        have the same value.
+      vocab: counts tokens for the next two.
+      seed_tokens: d1 has at most so many; `cache.seed_length`, if nothing is to be cut.
+      target_tokens: d2 has at most so many, its end among them; likewise `cache.target_length`.
+      exclude: splits of `documents`, or SeqIO tasks with all their splits, whose texts neither d1
+        nor d2 may contain.
+      exclude_overlap: how much is contained: as `cache.overlap`, the share of the smaller text's
+        runs of 13 words that stand in the other.
       near_duplicate_containment: share of the smaller document's 13-word shingles that stand in
-        the other, from which the two are near-duplicates and no pair. The share is ours.
+        the other, above which the two are near-duplicates and no pair. The share is ours.
+      near_duplicate_method: `exact` compares shingles; `minhash` compares signatures, and shingles
+        where those leave a doubt, in a small part of the memory.
+      max_pairs_per_document: a document has at most so many partners, the most similar ones; None
+        for all.
       max_per_seed: at most so many targets a seed, the most similar ones; None for all.
     """
     for name in (index, queries):
         if name not in documents:
             raise UserError(f"pair: split {name!r} is not among pair.documents, {list(documents)}")
-    if neighbours < 1 or (max_per_seed is not None and max_per_seed < 1):
-        raise UserError("pair: neighbours and max_per_seed must be at least 1")
+    if alpha is None and inspect is None:
+        raise UserError(
+            "pair.alpha is not set: look with `sbp pair --inspect=FILE.html` what pairs of each "
+            "similarity are like, and set the least that is wanted"
+        )
+    limits = {
+        "neighbours": neighbours,
+        "seed_tokens": seed_tokens,
+        "target_tokens": target_tokens,
+        "max_pairs_per_document": max_pairs_per_document,
+        "max_per_seed": max_per_seed,
+    }
+    for name, limit in limits.items():
+        if limit is not None and limit < 1:
+            raise UserError(f"pair.{name} = {limit}: expected at least 1")
+    for name, value in {"same_feature": same_feature, "exclude": exclude}.items():
+        if isinstance(value, str):  # a sequence too, of its letters
+            raise UserError(f"pair.{name} = {value!r}: expected a list, as [{value!r}]")
+    if near_duplicate_method not in ("exact", "minhash"):
+        raise UserError(
+            f"pair.near_duplicate_method = {near_duplicate_method!r}: expected exact or minhash"
+        )
+    if not 0 < exclude_overlap <= 1:
+        raise UserError(
+            f"pair.exclude_overlap = {exclude_overlap}: expected a share above 0 and up to 1"
+        )
+    if mutual_only and index != queries:
+        raise UserError(
+            f"pair.mutual_only: only {queries!r} is searched for, in {index!r}: set pair.queries "
+            "to the same split, or mutual_only to False"
+        )
     paths = {name: run.path(documents[name]) for name in {index, queries}}
-    stage = artifacts.begin(
-        run,
-        "pair",
-        config={
-            "index": index,
-            "queries": queries,
-            "alpha": alpha,
-            "upper_bound": upper_bound,
-            "neighbours": neighbours,
-            "near_duplicate_containment": near_duplicate_containment,
-            "max_per_seed": max_per_seed,
-        },
-        inputs={
-            "embeddings": run.path(embeddings),
-            **{f"documents/{name}": path for name, path in sorted(paths.items())},
-        },
-        code=(
-            "sbp_jax.pair.stage",
-            "sbp_jax.pair.pairs",
-            "sbp_jax.pair.search",
-            "sbp_jax.pair.vectors",
-            "sbp_jax.text",
-        ),
-    )
-    if stage.finished:
-        return
+    excluded = _excluded(run, exclude, documents, (index, queries))
+    counts_tokens = seed_tokens is not None or target_tokens is not None
+    if inspect is None:
+        stage = artifacts.begin(
+            run,
+            "pair",
+            config={
+                "index": index,
+                "queries": queries,
+                "alpha": alpha,
+                "upper_bound": upper_bound,
+                "neighbours": neighbours,
+                "mutual_only": mutual_only,
+                "same_feature": same_feature,
+                "seed_tokens": seed_tokens,
+                "target_tokens": target_tokens,
+                "exclude": exclude,
+                "exclude_overlap": exclude_overlap if exclude else None,
+                "excluded_corpora": excluded.fingerprints,
+                "near_duplicate_containment": near_duplicate_containment,
+                "near_duplicate_method": near_duplicate_method,
+                "max_pairs_per_document": max_pairs_per_document,
+                "max_per_seed": max_per_seed,
+            },
+            inputs={
+                "embeddings": run.path(embeddings),
+                **{f"documents/{name}": path for name, path in sorted(paths.items())},
+                **excluded.inputs,
+                **({"vocab": run.path(vocab)} if counts_tokens else {}),
+            },
+            code=(
+                "sbp_jax.pair.stage",
+                "sbp_jax.pair.pairs",
+                "sbp_jax.pair.filters",
+                "sbp_jax.pair.search",
+                "sbp_jax.pair.vectors",
+                "sbp_jax.text",
+                *excluded.code,
+            ),
+        )
+        if stage.finished:
+            return
     same_corpus = index == queries
     of_seeds = open_vectors(run.path(embeddings), index)
     of_targets = open_vectors(run.path(embeddings), queries)
@@ -104,41 +182,50 @@ def pair(
         of_seeds.read(), of_targets.read(), neighbours + same_corpus
     )
 
-    @functools.cache
-    def seed_shingles(seed: int):
-        return shingles(seeds[seed].text)
+    if inspect is not None:
+        # The command loads this module for every stage, and jinja2 only this needs.
+        from sbp_jax.pair import inspect_pairs
 
-    @functools.cache
-    def target_shingles(target: int):
-        return shingles(targets[target].text)
-
-    def near_duplicate(seed: int, target: int) -> bool:
-        other = (seed_shingles if same_corpus else target_shingles)(target)
-        return containment(seed_shingles(seed), other) > near_duplicate_containment
-
+        looked_at = pairs_module.candidates(found, products, same_corpus=same_corpus)
+        inspection = inspect_pairs.inspect(
+            looked_at,
+            seeds,
+            targets,
+            neighbours=neighbours,
+            threshold=near_duplicate_containment,
+        )
+        artifacts.write_atomic(epath.Path(inspect), inspect_pairs.render(run.scope, inspection))
+        logging.info("%s: what is near is shown in %s", run.scope, inspect)
+        return
+    assert alpha is not None
     chosen, removed = pairs_module.select(
         found,
         products,
         same_corpus=same_corpus,
         alpha=alpha,
         upper_bound=upper_bound,
-        near_duplicate=near_duplicate,
+        mutual_only=mutual_only,
+        same_feature=filters.same_feature(seeds, targets, same_feature) if same_feature else None,
+        too_long=(
+            filters.too_long(
+                seeds, targets, vocabularies.load(run.path(vocab)), seed_tokens, target_tokens
+            )
+            if counts_tokens
+            else None
+        ),
+        held_out=(
+            filters.held_out(seeds, targets, NgramIndex(excluded.texts()), exclude_overlap)
+            if exclude
+            else None
+        ),
+        near_duplicate=filters.near_duplicates(
+            seeds, targets, near_duplicate_containment, near_duplicate_method
+        ),
+        max_pairs_per_document=max_pairs_per_document,
         max_per_seed=max_per_seed,
     )
     if not chosen:
-        largest = max(
-            (
-                float(similarity)
-                for target, row in enumerate(zip(found, products, strict=True))
-                for seed, similarity in zip(*row, strict=True)
-                if not (same_corpus and seed == target)
-            ),
-            default=float("nan"),
-        )
-        raise UserError(
-            f"pair: no pair lies above alpha = {alpha} after {removed}: the largest similarity "
-            f"of two documents is {largest:.4f}; lower pair.alpha"
-        )
+        raise UserError(_no_pair(found, products, removed, same_corpus, alpha))
     writer = ArrayRecordWriter(str(stage.work / PAIRS), "group_size:1,zstd:3")
     for one in progress(chosen, desc=run.scope, unit=" pairs"):
         seed, target = seeds[one.seed], targets[one.target]
@@ -157,7 +244,107 @@ def pair(
     )
     artifacts.write_atomic(stage.work / STATISTICS, json.dumps(found_statistics, indent=2))
     logging.info("%s: removed %s", run.scope, removed)
-    stage.commit({k: found_statistics[k] for k in ("pairs", "seeds", "documents", "filters")})
+    stage.commit(
+        {k: found_statistics[k] for k in ("pairs", "candidates", "seeds", "documents", "filters")}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Excluded:
+    """Texts that no pair may contain.
+
+    Attributes:
+      splits: artefacts with documents, by split.
+      tasks: resolved SeqIO tasks.
+    """
+
+    splits: Mapping[str, epath.Path]
+    tasks: Sequence[Any]
+
+    @property
+    def inputs(self) -> dict[str, epath.Path]:
+        splits = {f"exclude/{name}": path for name, path in self.splits.items()}
+        return splits | {name: path for one in self.tasks for name, path in one.inputs.items()}
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        return tuple(module for one in self.tasks for module in one.code)
+
+    @property
+    def fingerprints(self) -> list[dict]:
+        if not self.tasks:
+            return []
+        from sbp_jax.data import tasks  # loads SeqIO
+
+        return [tasks.fingerprint(task) for one in self.tasks for task in one.tasks]
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Name and text of each, a task's as `cache.decontaminate` reads them."""
+        for name, path in self.splits.items():
+            yield from ((f"{name} {one.id}", one.text) for one in Documents(path))
+        if not self.tasks:
+            return
+        from sbp_jax.data import tasks  # loads SeqIO
+
+        for task in (task for one in self.tasks for task in one.tasks):
+            for split in task.splits:
+                for number, example in enumerate(tasks.examples(task, split, tokenised=False)):
+                    parts = [tasks.text_of(example, key)[0] for key in task.output_features]
+                    yield f"{task.name} {split}-{number}", " ".join(parts)
+
+
+def _excluded(
+    run: artifacts.Run,
+    exclude: Sequence[str],
+    documents: Mapping[str, str],
+    used: Sequence[str],
+) -> _Excluded:
+    splits: dict[str, epath.Path] = {}
+    resolved = []
+    for name in exclude:
+        if name in used:
+            raise UserError(
+                f"pair.exclude: {name!r} is what the pairs are made of: exclude other splits"
+            )
+        if name in documents:
+            splits[name] = run.path(documents[name])
+        elif ":" in name:
+            # SeqIO brings TensorFlow, which only those who name a task need.
+            from sbp_jax.data import tasks
+            from sbp_jax.data.seqio_vocabularies import seqio_vocabulary
+
+            vocabulary = seqio_vocabulary(vocabularies.Bytes())  # the texts are what is compared
+            resolved.append(tasks.resolve(name, vocabulary, run))
+        else:
+            raise UserError(
+                f"pair.exclude: {name!r} is no split of pair.documents, {list(documents)}, and no "
+                "task as module:attribute"
+            )
+    return _Excluded(splits, resolved)
+
+
+def _no_pair(
+    found: np.ndarray,
+    products: np.ndarray,
+    removed: pairs_module.Removed,
+    same_corpus: bool,
+    alpha: float,
+) -> str:
+    """Why nothing is left, and what to change."""
+    others = pairs_module.candidates(found, products, same_corpus=same_corpus)
+    if same_corpus:
+        others = others.where(others.seeds != others.targets)
+    numbers = others.similarities[np.isfinite(others.similarities)]
+    largest = float(numbers.max()) if len(numbers) else float("nan")
+    told = f"the largest similarity of two documents is {largest:.4f}"
+    if not largest > alpha:
+        return f"pair: no pair lies above alpha = {alpha}: {told}; lower pair.alpha"
+    taken = {name: count for name, count in dataclasses.asdict(removed).items() if count}
+    counts = ", ".join(f"{name} {count}" for name, count in taken.items())
+    return (
+        f"pair: no pair above alpha = {alpha} is left by the filters ({counts}), and {told}: "
+        "loosen the filter that took most, or lower pair.alpha"
+    )
 
 
 def _by_vectors(documents: Documents, ids: list[str], split: str) -> list[Document]:

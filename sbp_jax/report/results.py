@@ -138,6 +138,33 @@ class Pairs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Conditioning:
+    """What d1 is worth to the synthesizer, on pairs of one band of similarity.
+
+    Attributes:
+      low: the least similarity among them; None for all pairs together.
+      high: the largest; likewise.
+      pairs: how many.
+      tokens: of their d2.
+      related: loss of d2 after its d1, nats per token, as the next two.
+      random: after another document.
+      alone: without one.
+      gain: `random` less `related`.
+      gain_error: its standard error, None where there is only one d2.
+    """
+
+    low: float | None
+    high: float | None
+    pairs: int
+    tokens: int
+    related: float
+    random: float
+    alone: float
+    gain: float
+    gain_error: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Artefact:
     """One artefact of the lineage.
 
@@ -167,6 +194,7 @@ class Results:
     arms: tuple[Arm, ...]
     lineage: tuple[Artefact, ...] = ()
     pairs: Pairs | None = None
+    conditioning: tuple[Conditioning, ...] = ()
 
     def arm(self, name: str) -> Arm | None:
         """The arm of that name, where the run has it."""
@@ -302,6 +330,34 @@ def read_pairs(pairs: epath.Path) -> Pairs:
         neighbours=tuple(round(count) for count in neighbours),
         pairs=tuple(round(count) for count in kept),
     )
+
+
+def read_conditioning(directory: epath.Path) -> tuple[Conditioning, ...]:
+    """Reads the scores that `sbp conditioning` leaves: bands, and all pairs together last.
+
+    Raises:
+      UserError: the file is missing, or is not one that the stage writes.
+    """
+    where = directory / "scores.json"
+    scores = _read_object(where)
+    bands = scores.get("bands")
+    if not isinstance(bands, list) or not all(isinstance(band, dict) for band in bands):
+        raise _misfit(where, "bands", bands, "a list of objects")
+
+    def read(one: Mapping[str, Any], whole: bool) -> Conditioning:
+        losses = {name: _number(one, name, where) for name in ("related", "random", "alone")}
+        known = one.get("gain_error") is not None
+        return Conditioning(
+            low=None if whole else _number(one, "low", where),
+            high=None if whole else _number(one, "high", where),
+            pairs=_count(one, "pairs", where),
+            tokens=_count(one, "tokens", where),
+            **losses,
+            gain=_number(one, "gain", where),
+            gain_error=_number(one, "gain_error", where) if known else None,
+        )
+
+    return (*(read(band, False) for band in bands), read(scores, True))
 
 
 def read_lineage(directory: epath.Path, inputs: Iterable[epath.Path]) -> tuple[Artefact, ...]:

@@ -28,6 +28,7 @@ def report(
     pairs: str = "pairs",
     synthetic: str = "synthetic",
     documents: str = "rows/real",
+    conditioning: str = "conditioning",
 ) -> None:
     """Writes `report.html` and `summary.json`.
 
@@ -39,6 +40,7 @@ def report(
       pairs: artefact of `sbp pair`; its part of the page is left out where there is none.
       synthetic: artefact of `sbp synthesize`, likewise.
       documents: artefact of `sbp cache` with the seed documents, likewise.
+      conditioning: artefact of `sbp conditioning`, likewise.
 
     Raises:
       UserError: there is no arm, one is incomplete, or an artefact is not what its stage writes.
@@ -47,7 +49,12 @@ def report(
     from sbp_jax.report import examples, page, results, verdict
 
     parts = _arm_paths(run, arms)
-    optional = {"pairs": pairs, "synthetic": synthetic, "documents": documents}
+    optional = {
+        "pairs": pairs,
+        "synthetic": synthetic,
+        "documents": documents,
+        "conditioning": conditioning,
+    }
     found = {role: run.path(name) for role, name in optional.items() if name}
     for role in [role for role, path in found.items() if not artifacts.is_finished(path)]:
         logging.info("no %s at %s: the report leaves them out", role, found.pop(role))
@@ -68,6 +75,9 @@ def report(
             arms=tuple(results.read_arm(arm, **paths) for arm, paths in parts.items()),
             lineage=results.read_lineage(run.directory, inputs.values()),
             pairs=results.read_pairs(found["pairs"]) if "pairs" in found else None,
+            conditioning=(
+                results.read_conditioning(found["conditioning"]) if "conditioning" in found else ()
+            ),
         )
         written = None
         if "synthetic" in found:
