@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import gin
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from sbp_jax import artifacts
+from sbp_jax.data import engine
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
 from sbp_jax.pair import pairs as pairs_module
-from sbp_jax.pair import search
+from sbp_jax.pair import search as search_module
 from sbp_jax.pair.embed import read_vectors
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
@@ -37,6 +39,11 @@ def pair(
     neighbours: int = 200,
     near_duplicate_containment: float = 0.5,
     max_per_seed: int | None = None,
+    search: str = "scann",
+    recall_queries: int = 1000,
+    shards: int | None = None,
+    runner: str = engine.LOCAL,
+    runner_options: Sequence[str] = (),
 ) -> None:
     """Leaves pairs d1 → d2 and statistics about them.
 
@@ -54,12 +61,21 @@ def pair(
       near_duplicate_containment: share of the smaller document's 13-word shingles that stand in
         the other, from which the two are near-duplicates and no pair. The share is ours.
       max_per_seed: at most so many targets a seed, the most similar ones; None for all.
+      search: `scann`, or `exact` on JAX's devices.
+      recall_queries: of so many targets the recall is measured against exact search.
+      shards: parts of the index, each the work of one process; None for one here, without files.
+      runner: Apache Beam's: `DirectRunner` works on all cores here; `inline` on one, without Beam.
+      runner_options: for that runner, as `--project=mine`.
     """
     for name in (index, queries):
         if name not in documents:
             raise UserError(f"pair: split {name!r} is not among pair.documents, {list(documents)}")
     if neighbours < 1 or (max_per_seed is not None and max_per_seed < 1):
         raise UserError("pair: neighbours and max_per_seed must be at least 1")
+    for name, value in (("shards", shards), ("recall_queries", recall_queries)):
+        if value is not None and value < 1:
+            raise UserError(f"pair.{name} = {value}: expected 1 or more")
+    kind = search_module.search(search)
     paths = {name: run.path(documents[name]) for name in {index, queries}}
     stage = artifacts.begin(
         run,
@@ -72,12 +88,23 @@ def pair(
             "neighbours": neighbours,
             "near_duplicate_containment": near_duplicate_containment,
             "max_per_seed": max_per_seed,
+            "search": kind,
+            "recall_queries": recall_queries,
+            "shards": shards,
         },
         inputs={
             "embeddings": run.path(embeddings),
             **{f"documents/{name}": path for name, path in sorted(paths.items())},
         },
-        code=("sbp_jax.pair.stage", "sbp_jax.pair.pairs", "sbp_jax.pair.search", "sbp_jax.text"),
+        code=(
+            "sbp_jax.pair.stage",
+            "sbp_jax.pair.pairs",
+            "sbp_jax.pair.search",
+            "sbp_jax.pair.sharded",
+            "sbp_jax.pair.exact",
+            "sbp_jax.pair.scann_search",
+            "sbp_jax.text",
+        ),
     )
     if stage.finished:
         return
@@ -92,7 +119,25 @@ def pair(
     seeds = _by_vectors(Documents(paths[index]), seed_ids, index)
     targets = seeds if same_corpus else _by_vectors(Documents(paths[queries]), target_ids, queries)
     # A target is its own nearest neighbour, and must not cost it one.
-    found, products = search.neighbours(seed_vectors, target_vectors, neighbours + same_corpus)
+    count = neighbours + same_corpus
+    # Beside the artefact's own files: another alpha needs no other search.
+    searched = epath.Path(f"{run.out}.search")
+    if shards is None:
+        found, products = search_module.neighbours(seed_vectors, target_vectors, count, kind)
+    else:
+        found, products = search_module.sharded_neighbours(
+            seed_vectors,
+            target_vectors,
+            count,
+            kind,
+            shards=shards,
+            work=searched,
+            runner=runner,
+            runner_options=runner_options,
+        )
+    recall = search_module.recall(
+        seed_vectors, target_vectors, found, sample=recall_queries, same=same_corpus
+    )
 
     @functools.cache
     def seed_shingles(seed: int):
@@ -147,7 +192,10 @@ def pair(
     )
     artifacts.write_atomic(stage.work / STATISTICS, json.dumps(found_statistics, indent=2))
     logging.info("%s: removed %s", run.scope, removed)
-    stage.commit({k: found_statistics[k] for k in ("pairs", "seeds", "documents", "filters")})
+    counts = {k: found_statistics[k] for k in ("pairs", "seeds", "documents", "filters")}
+    stage.commit({**counts, "recall_at_10": recall})
+    if searched.exists():
+        searched.rmtree()
 
 
 def _by_vectors(documents: Documents, ids: list[str], split: str) -> list[Document]:
