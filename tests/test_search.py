@@ -11,7 +11,7 @@ from test_pair import clustered, embedded, paired, run_directory
 
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
-from sbp_jax.pair import exact, memory, search, sharded
+from sbp_jax.pair import exact, memory, scann_search, search, sharded
 
 assert run_directory  # a fixture
 
@@ -91,6 +91,16 @@ def test_leaves_with_too_few_vectors_are_no_neighbours_of_index_0():
     found, products = search.neighbours(vectors, vectors[:50], 400, narrow)
     assert np.isfinite(products).all()
     assert all(len(set(row)) == 400 for row in found.tolist())
+
+
+@pytest.mark.parametrize("sample", [1000, 100_000])
+def test_a_tree_is_the_same_every_time(sample, monkeypatch):
+    monkeypatch.setattr(scann_search, "SAMPLE", sample)
+    monkeypatch.setattr(scann_search, "SAMPLE_PER_LEAF", 10)
+    vectors = clustered(6000, 16)
+    narrow = search.SearchPlan("tree", leaves=80, leaves_to_search=3, reorder=20)
+    one, other = (search.neighbours(vectors, vectors, 10, narrow) for _ in range(2))
+    np.testing.assert_array_equal(one[0], other[0])
 
 
 def test_recall_is_measured_truly():

@@ -67,6 +67,8 @@ class SearchPlan:
                     num_leaves=self.leaves,
                     num_leaves_to_search=self.leaves_to_search,
                     training_sample_size=sample,
+                    # Random centroids follow no seed; k-means++ gives one tree every time.
+                    random_init=False,
                 )
             builder = builder.score_ah(
                 DIMENSIONS_PER_BLOCK,
