@@ -14,11 +14,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from sbp_jax import artifacts
-from sbp_jax.data import vocabularies
+from sbp_jax.data import engine, vocabularies
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
-from sbp_jax.pair import filters, search
+from sbp_jax.pair import filters
 from sbp_jax.pair import pairs as pairs_module
+from sbp_jax.pair import search as search_module
 from sbp_jax.pair.vectors import open_vectors
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
@@ -51,6 +52,11 @@ def pair(
     near_duplicate_method: str = "exact",
     max_pairs_per_document: int | None = None,
     max_per_seed: int | None = None,
+    search: str = "scann",
+    recall_queries: int = 1000,
+    shards: int | None = None,
+    runner: str = engine.LOCAL,
+    runner_options: Sequence[str] = (),
 ) -> None:
     """Leaves pairs d1 → d2 and statistics about them; or a page to choose α by.
 
@@ -87,6 +93,11 @@ def pair(
       max_pairs_per_document: a document has at most so many partners, the most similar ones; None
         for all.
       max_per_seed: at most so many targets a seed, the most similar ones; None for all.
+      search: `scann`, or `exact` on JAX's devices.
+      recall_queries: of so many targets the recall is measured against exact search.
+      shards: parts of the index, each the work of one process; None for one here, without files.
+      runner: Apache Beam's: `DirectRunner` works on all cores here; `inline` on one, without Beam.
+      runner_options: for that runner, as `--project=mine`.
     """
     for name in (index, queries):
         if name not in documents:
@@ -102,6 +113,8 @@ def pair(
         "target_tokens": target_tokens,
         "max_pairs_per_document": max_pairs_per_document,
         "max_per_seed": max_per_seed,
+        "recall_queries": recall_queries,
+        "shards": shards,
     }
     for name, limit in limits.items():
         if limit is not None and limit < 1:
@@ -122,6 +135,7 @@ def pair(
             f"pair.mutual_only: only {queries!r} is searched for, in {index!r}: set pair.queries "
             "to the same split, or mutual_only to False"
         )
+    kind = search_module.search(search)
     paths = {name: run.path(documents[name]) for name in {index, queries}}
     excluded = _excluded(run, exclude, documents, (index, queries))
     counts_tokens = seed_tokens is not None or target_tokens is not None
@@ -146,6 +160,9 @@ def pair(
                 "near_duplicate_method": near_duplicate_method,
                 "max_pairs_per_document": max_pairs_per_document,
                 "max_per_seed": max_per_seed,
+                "search": kind,
+                "recall_queries": recall_queries,
+                "shards": shards,
             },
             inputs={
                 "embeddings": run.path(embeddings),
@@ -158,6 +175,9 @@ def pair(
                 "sbp_jax.pair.pairs",
                 "sbp_jax.pair.filters",
                 "sbp_jax.pair.search",
+                "sbp_jax.pair.sharded",
+                "sbp_jax.pair.exact",
+                "sbp_jax.pair.scann_search",
                 "sbp_jax.pair.vectors",
                 "sbp_jax.text",
                 *excluded.code,
@@ -178,9 +198,24 @@ def pair(
         seeds if same_corpus else _by_vectors(Documents(paths[queries]), of_targets.ids, queries)
     )
     # A target is its own nearest neighbour, and must not cost it one.
-    found, products = search.neighbours(
-        of_seeds.read(), of_targets.read(), neighbours + same_corpus
-    )
+    count = neighbours + same_corpus
+    seed_vectors = of_seeds.read()
+    target_vectors = seed_vectors if same_corpus else of_targets.read()
+    # Beside the artefact's own files: another alpha needs no other search.
+    searched = epath.Path(f"{run.out}.search")
+    if shards is None:
+        found, products = search_module.neighbours(seed_vectors, target_vectors, count, kind)
+    else:
+        found, products = search_module.sharded_neighbours(
+            seed_vectors,
+            target_vectors,
+            count,
+            kind,
+            shards=shards,
+            work=searched,
+            runner=runner,
+            runner_options=runner_options,
+        )
 
     if inspect is not None:
         # The command loads this module for every stage, and jinja2 only this needs.
@@ -198,6 +233,9 @@ def pair(
         logging.info("%s: what is near is shown in %s", run.scope, inspect)
         return
     assert alpha is not None
+    recall = search_module.recall(
+        seed_vectors, target_vectors, found, sample=recall_queries, same=same_corpus
+    )
     chosen, removed = pairs_module.select(
         found,
         products,
@@ -244,9 +282,10 @@ def pair(
     )
     artifacts.write_atomic(stage.work / STATISTICS, json.dumps(found_statistics, indent=2))
     logging.info("%s: removed %s", run.scope, removed)
-    stage.commit(
-        {k: found_statistics[k] for k in ("pairs", "candidates", "seeds", "documents", "filters")}
-    )
+    told = ("pairs", "candidates", "seeds", "documents", "filters")
+    stage.commit({**{key: found_statistics[key] for key in told}, "recall_at_10": recall})
+    if searched.exists():
+        searched.rmtree()
 
 
 @dataclasses.dataclass(frozen=True)
