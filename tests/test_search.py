@@ -143,7 +143,7 @@ def test_the_stage_says_its_recall_and_shards_change_nothing(run_directory):
     parts, _ = paired(run_directory, "parts", search="exact", shards=3, runner="inline")
     assert parts == whole
     assert not (run_directory / "parts.search").exists()
-    with pytest.raises(UserError, match=r"pair.shards = 0: expected 1 or more"):
+    with pytest.raises(UserError, match=r"pair.shards = 0: expected at least 1"):
         paired(run_directory, "none", shards=0)
 
 

@@ -218,10 +218,10 @@ def load(directory: str | os.PathLike, plan: SearchPlan, vectors: np.ndarray) ->
             f"{directory} holds a search index with another {' and '.join(differing)}: "
             f"found {found}, expected {wanted}: delete it and build it again"
         )
-    # ScaNN would unpickle names of documents, which this project gives it none of.
+    # ScaNN would run what lies there as names of documents, and this project gives it none.
     if os.path.exists(os.path.join(directory, "scann_docids.pkl")):
         raise UserError(
-            f"{directory}/scann_docids.pkl: expected no pickled file: delete {directory} "
+            f"{directory}/scann_docids.pkl: expected no such file: delete {directory} "
             "and build the index again"
         )
     searcher = scann_ops_pybind.load_searcher(os.fspath(directory), assets_backcompat_shim=False)
