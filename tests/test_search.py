@@ -224,7 +224,7 @@ def test_a_kept_index_is_taken_for_its_own_vectors_and_settings_alone(tmp_path):
     with pytest.raises(UserError, match="no finished search index"):
         search.load(tmp_path / "nowhere", plan, vectors)
     (tmp_path / "moved/scann_docids.pkl").write_bytes(b"x")
-    with pytest.raises(UserError, match="expected no pickled file"):
+    with pytest.raises(UserError, match="expected no such file"):
         search.load(tmp_path / "moved", plan, vectors)
 
 
