@@ -12,6 +12,7 @@ from test_pair import clustered, embedded, paired, run_directory
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 from sbp_jax.pair import exact, memory, scann_search, search, sharded
+from sbp_jax.pair.embedders import unit
 
 assert run_directory  # a fixture
 
@@ -91,6 +92,17 @@ def test_leaves_with_too_few_vectors_are_no_neighbours_of_index_0():
     found, products = search.neighbours(vectors, vectors[:50], 400, narrow)
     assert np.isfinite(products).all()
     assert all(len(set(row)) == 400 for row in found.tolist())
+
+
+def test_leaves_of_several_clusters_are_asked_in_time():
+    rng = np.random.default_rng(0)
+    centers, weights = rng.normal(size=(120, 64)), rng.exponential(size=120)
+    chosen = rng.choice(120, 8000, p=weights / weights.sum())
+    vectors = unit(centers[chosen] + 0.7 * rng.normal(size=(8000, 64)))
+    tree = search.SearchPlan("tree", leaves=40, leaves_to_search=4, reorder=200)
+    found, _ = search.neighbours(vectors, vectors, 11, tree)
+    # 0.971; 0.950 with centroids as k-means leaves them.
+    assert search.recall(vectors, vectors, found, sample=300, same=True) > 0.96
 
 
 @pytest.mark.parametrize("sample", [1000, 100_000])

@@ -67,6 +67,9 @@ class SearchPlan:
                     num_leaves=self.leaves,
                     num_leaves_to_search=self.leaves_to_search,
                     training_sample_size=sample,
+                    # Vectors are of length 1, and queries rank leaves by their inner product with
+                    # the centroid: that of a wide leaf is shorter, and would be asked too late.
+                    spherical=True,
                     # Random centroids follow no seed; k-means++ gives one tree every time.
                     random_init=False,
                 )
