@@ -69,11 +69,14 @@ def uneven_weights(monkeypatch, scale: float = 1.0) -> None:
     """Gives every row that is read from now on loss weights that differ much."""
     decode = rows.decode
 
-    def uneven(record: bytes, length: int, vocab_size: int) -> rows.Row:
-        row = decode(record, length, vocab_size)
+    def uneven(
+        record: bytes, length: int, vocab_size: int, into: rows.Row | None = None
+    ) -> rows.Row:
+        row = decode(record, length, vocab_size, into)
         rng = np.random.default_rng(zlib.crc32(record))
         weights = scale * rng.uniform(0, 2, length) ** 3 * (row.segment_ids > 0)
-        return row._replace(loss_weights=weights.astype(np.float32))
+        row.loss_weights[:] = weights
+        return row
 
     monkeypatch.setattr(rows, "decode", uneven)
 
