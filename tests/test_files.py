@@ -229,15 +229,16 @@ def test_shards_put_together_are_the_corpus_in_order(corpus):
     assert 2 < len(made.list_shards("train")) < 9
     assert len(set(made.list_shards("train"))) == len(made.list_shards("train"))
     task = seqio.Task("files", made, {}, [])
-    for count in (1, 3, 20):
-        found = [
-            (example["id"].decode(), example["text"].decode())
-            for index in range(count)
-            for example in task.get_dataset(
-                None, "train", shuffle=False, shard_info=seqio.ShardInfo(index, count)
-            ).as_numpy_iterator()
-        ]
-        assert found == expected
+
+    def part(index: int, count: int) -> list[tuple[str, str]]:
+        info = seqio.ShardInfo(index, count)
+        found = task.get_dataset(None, "train", shuffle=False, shard_info=info)
+        return [(e["id"].decode(), e["text"].decode()) for e in found.as_numpy_iterator()]
+
+    for count in (1, 3):
+        assert [one for index in range(count) for one in part(index, count)] == expected
+    # More parts than the source has shards are every so many-th example.
+    assert [part(index, 20) for index in (0, 19)] == [expected[0::20], expected[19::20]]
     # Shuffled by whole shards, and the same for the same seed.
     ids = [
         [e["id"] for e in made.get_dataset("train", seed=seed).as_numpy_iterator()]

@@ -161,7 +161,7 @@ def test_the_stage_says_its_recall_and_shards_change_nothing(run_directory):
 
 @pytest.mark.parametrize(
     ("kind", "shards", "runner"),
-    [("exact", 4, "inline"), ("scann", 3, "inline"), ("exact", 2, "DirectRunner")],
+    [("exact", 4, "inline"), ("scann", 3, "inline")],
 )
 def test_shards_find_what_one_index_finds(kind, shards, runner, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "QUERIES", 700)  # several blocks in the merge
