@@ -50,7 +50,7 @@ def near_copies(count: int, seed: int) -> list[Document]:
 
 
 def test_minhash_takes_what_brute_force_takes():
-    made = near_copies(2000, seed=5)
+    made = near_copies(1000, seed=5)
     # Brute force: Python sets of every document, and every pair that has anything in common.
     sets = [set(shingles(d.text).tolist()) for d in made]
     by_shingle: dict[int, list[int]] = {}
@@ -59,13 +59,13 @@ def test_minhash_takes_what_brute_force_takes():
             by_shingle.setdefault(shingle, []).append(number)
     met = {(a, b) for group in by_shingle.values() for a in group for b in group if a < b}
     rng = np.random.default_rng(0)
-    others = {tuple(sorted(p)) for p in rng.integers(len(made), size=(30_000, 2)).tolist()}
+    others = {tuple(sorted(p)) for p in rng.integers(len(made), size=(15_000, 2)).tolist()}
     asked = sorted(met | {(a, b) for a, b in others if a != b})
     first, second = np.array(asked).T
     shared = np.array([len(sets[a] & sets[b]) for a, b in asked])
     sizes = np.array([min(len(sets[a]), len(sets[b])) for a, b in asked])
     wanted = shared / np.maximum(sizes, 1) > THRESHOLD
-    assert 500 < wanted.sum() < len(met)  # some are too far from one another
+    assert 250 < wanted.sum() < len(met)  # some are too far from one another
     found = filters.near_duplicates(made, made, THRESHOLD, "minhash")(first, second)
     precision = (found & wanted).sum() / found.sum()
     recall = (found & wanted).sum() / wanted.sum()

@@ -93,10 +93,9 @@ def one_step(directory, mesh: MeshConfig, devices: int, accumulation_steps: int 
 
 def test_loss_and_update_do_not_depend_on_mesh_or_accumulation(run_directory, monkeypatch):
     uneven_weights(monkeypatch)
-    gradients, found = one_step(run_directory, ONE_DEVICE, 1)
+    gradients, found = one_step(run_directory, MeshConfig(data=8), 8)
     assert found.loss > 3
     layouts = [
-        (MeshConfig(data=8), 8, 1),
         (MeshConfig(slices=2, data=1, fsdp=2, tensor=2), 8, 2),
         (ONE_DEVICE, 1, 16),
     ]
