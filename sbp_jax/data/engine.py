@@ -6,9 +6,9 @@ nothing comes back.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -72,12 +72,17 @@ def run_all(
         )
 
 
+class _WorkerLost(BaseException):
+    """Ends what the main thread waits for; no library that waits may catch it."""
+
+
 @contextlib.contextmanager
 def _lost_workers_end_it() -> Iterator[None]:
     """Ends the run when a local worker is lost, for whose answer Beam would wait for ever."""
     import grpc
 
     lost: list[str] = []
+    main = threading.get_ident()
     report = threading.excepthook
 
     def notice(raised) -> None:
@@ -87,17 +92,21 @@ def _lost_workers_end_it() -> Iterator[None]:
             report(raised)
         else:  # the thread that watches over a worker's process
             lost.append(str(raised.exc_value))
-            _thread.interrupt_main()
+            # A signal of the system's: Python's own would not wake a thread that waits.
+            signal.pthread_kill(main, signal.SIGUSR2)
+
+    def interrupt(*_) -> None:
+        raise _WorkerLost
 
     threading.excepthook = notice
+    before = signal.signal(signal.SIGUSR2, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        if not lost:
-            raise
+    except _WorkerLost:
         raise Stopped(
             f"a worker was lost ({lost[0]}; 137 and -9 mean that it was killed, as for lack of "
             "memory): the same command goes on from the shards that are finished"
         ) from None
     finally:
         threading.excepthook = report
+        signal.signal(signal.SIGUSR2, before)
