@@ -474,6 +474,9 @@ def test_the_command_writes_the_page_and_no_artefact(run_directory, tmp_path, ca
     assert not (run_directory / "looked.partial").exists()
     assert cli.main(command) == 2
     assert "pair.alpha is not set" in capsys.readouterr().err
+    absent = "--gin.pair.embeddings='nowhere'"
+    assert cli.main([*command, absent, f"--inspect={file}"]) == 2
+    assert "nowhere holds no finished artefact" in capsys.readouterr().err
     assert cli.main([*command, "--scope=more", f"--inspect={file}"]) == 2
     assert cli.main(["embed", f"--inspect={file}"]) == 2
     assert "takes no --inspect" in capsys.readouterr().err

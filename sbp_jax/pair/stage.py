@@ -185,6 +185,7 @@ def pair(
         )
         if stage.finished:
             return
+    artifacts.read_manifest(run.path(embeddings))  # or there is nothing to look for vectors in
     same_corpus = index == queries
     of_seeds = open_vectors(run.path(embeddings), index)
     of_targets = open_vectors(run.path(embeddings), queries)
