@@ -26,7 +26,7 @@ from sbp_jax.pair.stage import PAIRS, pair
 from sbp_jax.report.results import read_pairs
 from sbp_jax.text import minhash
 from sbp_jax.text.ngram_index import NgramIndex
-from sbp_jax.text.shingles import shingles
+from sbp_jax.text.shingles import MEASURES, shingles
 
 THRESHOLD = 0.5
 
@@ -49,7 +49,8 @@ def near_copies(count: int, seed: int) -> list[Document]:
     return made[:count]
 
 
-def test_minhash_takes_what_brute_force_takes():
+@pytest.mark.parametrize("measure", MEASURES)
+def test_minhash_takes_what_brute_force_takes(measure):
     made = near_copies(1000, seed=5)
     # Brute force: Python sets of every document, and every pair that has anything in common.
     sets = [set(shingles(d.text).tolist()) for d in made]
@@ -63,15 +64,18 @@ def test_minhash_takes_what_brute_force_takes():
     asked = sorted(met | {(a, b) for a, b in others if a != b})
     first, second = np.array(asked).T
     shared = np.array([len(sets[a] & sets[b]) for a, b in asked])
-    sizes = np.array([min(len(sets[a]), len(sets[b])) for a, b in asked])
+    whole = min if measure == "containment" else lambda a, b: a + b
+    sizes = np.array([whole(len(sets[a]), len(sets[b])) for a, b in asked])
+    if measure == "jaccard":
+        sizes -= shared
     wanted = shared / np.maximum(sizes, 1) > THRESHOLD
-    assert 250 < wanted.sum() < len(met)  # some are too far from one another
-    found = filters.near_duplicates(made, made, THRESHOLD, "minhash")(first, second)
+    assert 150 < wanted.sum() < len(met)  # some are too far from one another
+    found = filters.near_duplicates(made, made, THRESHOLD, "minhash", measure)(first, second)
     precision = (found & wanted).sum() / found.sum()
     recall = (found & wanted).sum() / wanted.sum()
     assert precision >= 0.99
     assert recall >= 0.97
-    exact = filters.near_duplicates(made, made, THRESHOLD)(first, second)
+    exact = filters.near_duplicates(made, made, THRESHOLD, measure=measure)(first, second)
     np.testing.assert_array_equal(exact, wanted)
 
 
@@ -86,7 +90,7 @@ def test_signatures_estimate_the_jaccard_index():
     true = np.array([s / (20 - s) for s in range(11)])
     assert np.abs(estimates - true).max() < 4 * np.sqrt(0.25 / minhash.SLOTS)
     sizes = np.full(11, 1000)
-    low, high = minhash.containment_bounds(estimates, sizes, sizes)
+    low, high = minhash.bounds(estimates, sizes, sizes, "containment")
     assert ((low <= np.arange(11) / 10) & (np.arange(11) / 10 <= high)).all()
     assert (high - low).max() < 0.45  # they leave no doubt about most
 
@@ -385,6 +389,7 @@ def test_a_task_may_be_excluded(run_directory, monkeypatch):
         ({"exclude": ["train"]}, "'train' is what the pairs are made of"),
         ({"exclude": ["heldout"], "exclude_overlap": 0.0}, "exclude_overlap = 0.0"),
         ({"near_duplicate_method": "lsh"}, "'lsh': expected exact or minhash"),
+        ({"near_duplicate_measure": "dice"}, "'dice': expected one of .*'jaccard'"),
         ({"mutual_only": True, "queries": "dev"}, "only 'dev' is searched for"),
         *(
             ({name: 0}, f"pair.{name} = 0: expected at least 1")
@@ -444,7 +449,7 @@ def test_bands_partition_the_neighbours(same):
     assert top.near_duplicates == (1.0 if same else 0.0)
     if same:
         one = top.examples[0]
-        assert (one.word_overlap, one.length_ratio, one.containment) == (1, 1, 1)
+        assert (one.word_overlap, one.length_ratio, one.shared_shingles) == (1, 1, 1)
     for band in inspection.bands:
         assert all(band.low <= one.similarity <= band.high for one in band.examples)
 

@@ -96,7 +96,7 @@ def test_a_near_duplicate_is_no_pair_and_is_counted(run_directory):
     found, statistics = paired(run_directory)
     assert not [p for p in found if {"copy", "doc-1-0"} == {p["seed_id"], p["target_id"]}]
     assert statistics["filters"]["near_duplicates"] >= 2
-    loose, _ = paired(run_directory, "loose", near_duplicate_containment=1.0)
+    loose, _ = paired(run_directory, "loose", near_duplicate_threshold=1.0)
     assert [p for p in loose if {"copy", "doc-1-0"} == {p["seed_id"], p["target_id"]}]
 
 
@@ -203,7 +203,7 @@ def test_search_finds_what_exact_search_finds(plan, recall):
     vectors = clustered(2000, 32)
     queries = vectors[::20]
     exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
-    found, products = search.neighbours(vectors, queries, 10, plan)
+    found, products = plan.build(vectors, 10).find(queries, 10)
     hits = [len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]
     assert np.mean(hits) >= recall
     expected = np.take_along_axis(queries @ vectors.T, found, axis=1)
@@ -215,12 +215,6 @@ def test_the_kind_of_search_follows_the_size():
     assert search.plan(19_999, 10).kind == "brute_force"
     assert search.plan(20_000, 10).kind == "hashed"
     assert search.plan(100_000, 200) == search.SearchPlan("tree", 316, 31, 2000)
-
-
-def test_more_neighbours_than_documents():
-    vectors = clustered(5, 8)
-    found, _ = search.neighbours(vectors, vectors, 50)
-    assert found.shape == (5, 5)
 
 
 def test_select_counts_every_candidate():

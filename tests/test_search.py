@@ -7,12 +7,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from test_embed import write_split
 from test_pair import clustered, embedded, paired, run_directory
 
 from sbp_jax import artifacts
 from sbp_jax.errors import UserError
 from sbp_jax.pair import exact, memory, scann_search, search, sharded
 from sbp_jax.pair.embedders import unit
+from sbp_jax.pair.vectors import open_vectors
 
 assert run_directory  # a fixture
 
@@ -27,6 +29,41 @@ def by_numpy(vectors: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.n
     products = queries @ vectors.T
     found = np.argsort(-products, axis=1, kind="stable")[:, :count]
     return found, np.take_along_axis(products, found, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Vectors in memory, read as those of a disk are."""
+
+    vectors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dimensions(self) -> int:
+        return self.vectors.shape[1]
+
+    def read(self, start=0, stop=None) -> np.ndarray:
+        return self.vectors[start:stop]
+
+    def part(self, start, stop) -> Held:
+        return Held(self.vectors[start:stop])
+
+
+def neighbours(vectors, queries, count, kind, work, **changes):
+    return search.neighbours(
+        Held(vectors),
+        Held(queries),
+        count,
+        kind,
+        work=work,
+        **{"identity": {}, "runner": "inline", **changes},
+    )
+
+
+def recall(vectors, queries, found, **changes):
+    return search.recall(Held(vectors), Held(queries), found, **changes)
 
 
 VECTORS, QUERIES = with_ties(9001, 1), with_ties(1100, 2)
@@ -61,11 +98,11 @@ def test_zero_of_either_sign_is_one_product():
 def test_approximate_search_gives_true_products_and_its_expected_recall():
     vectors = clustered(9001, 16)
     approximate = search.ExactSearch(expected_recall=0.9)
-    found, products = search.neighbours(vectors, vectors[:300], 10, approximate)
+    found, products = approximate.build(vectors, 10).find(vectors[:300], 10)
     np.testing.assert_allclose(
         products, np.einsum("md,mkd->mk", vectors[:300], vectors[found]), atol=1e-5
     )
-    assert search.recall(vectors, vectors[:300], found, sample=300) >= 0.9
+    assert recall(vectors, vectors[:300], found, sample=300) >= 0.9
     with pytest.raises(UserError, match=r"expected_recall = 1.0: expected a number between"):
         search.ExactSearch(expected_recall=1.0)
 
@@ -73,14 +110,12 @@ def test_approximate_search_gives_true_products_and_its_expected_recall():
 @pytest.mark.parametrize("kind", ["scann", "exact"])
 def test_fewer_vectors_than_neighbours_and_no_queries(kind, tmp_path):
     vectors = clustered(5, 8)
-    found, products = search.neighbours(vectors, vectors, 50, search.search(kind))
+    found, products = neighbours(vectors, vectors, 50, search.search(kind), tmp_path)
     assert found.shape == products.shape == (5, 5)
     assert [sorted(row) for row in found.tolist()] == [list(range(5))] * 5
-    none, _ = search.neighbours(vectors, vectors[:0], 50, search.search(kind))
+    none, _ = neighbours(vectors, vectors[:0], 50, search.search(kind), tmp_path)
     assert none.shape == (0, 5)
-    parts, _ = search.sharded_neighbours(
-        vectors, vectors, 50, search.search(kind), shards=9, work=tmp_path, runner="inline"
-    )
+    parts, _ = neighbours(vectors, vectors, 50, search.search(kind), tmp_path, shards=9)
     np.testing.assert_array_equal(parts, found)
     with pytest.raises(UserError, match=r"pair.search = 'faiss': expected one of"):
         search.search("faiss")
@@ -89,7 +124,7 @@ def test_fewer_vectors_than_neighbours_and_no_queries(kind, tmp_path):
 def test_leaves_with_too_few_vectors_are_no_neighbours_of_index_0():
     vectors = clustered(2000, 16)
     narrow = search.SearchPlan("tree", leaves=40, leaves_to_search=1, reorder=500)
-    found, products = search.neighbours(vectors, vectors[:50], 400, narrow)
+    found, products = narrow.build(vectors, 400).find(vectors[:50], 400)
     assert np.isfinite(products).all()
     assert all(len(set(row)) == 400 for row in found.tolist())
 
@@ -100,9 +135,9 @@ def test_leaves_of_several_clusters_are_asked_in_time():
     chosen = rng.choice(120, 8000, p=weights / weights.sum())
     vectors = unit(centers[chosen] + 0.7 * rng.normal(size=(8000, 64)))
     tree = search.SearchPlan("tree", leaves=40, leaves_to_search=4, reorder=200)
-    found, _ = search.neighbours(vectors, vectors, 11, tree)
+    found, _ = tree.build(vectors, 11).find(vectors, 11)
     # 0.971; 0.950 with centroids as k-means leaves them.
-    assert search.recall(vectors, vectors, found, sample=300, same=True) > 0.96
+    assert recall(vectors, vectors, found, sample=300, same=True) > 0.96
 
 
 @pytest.mark.parametrize("sample", [1000, 100_000])
@@ -111,7 +146,7 @@ def test_a_tree_is_the_same_every_time(sample, monkeypatch):
     monkeypatch.setattr(scann_search, "SAMPLE_PER_LEAF", 10)
     vectors = clustered(6000, 16)
     narrow = search.SearchPlan("tree", leaves=80, leaves_to_search=3, reorder=20)
-    one, other = (search.neighbours(vectors, vectors, 10, narrow) for _ in range(2))
+    one, other = (narrow.build(vectors, 10).find(vectors, 10) for _ in range(2))
     np.testing.assert_array_equal(one[0], other[0])
 
 
@@ -120,8 +155,8 @@ def test_recall_is_measured_truly():
     bad = search.SearchPlan("tree", leaves=300, leaves_to_search=1, reorder=20)
     good = search.SearchPlan("tree", leaves=30, leaves_to_search=30, reorder=300)
     for plan, least, most in ((bad, 0.05, 0.8), (good, 0.97, 1.0), (BRUTE_FORCE, 1.0, 1.0)):
-        found, _ = search.neighbours(vectors, vectors, 21, plan)
-        measured = search.recall(vectors, vectors, found, sample=200, same=True)
+        found, _ = plan.build(vectors, 21).find(vectors, 21)
+        measured = recall(vectors, vectors, found, sample=200, same=True)
         sample = np.sort(np.random.default_rng(0).choice(3000, 200, replace=False))
         products = vectors[sample] @ vectors.T
         products[np.arange(200), sample] = -np.inf
@@ -136,14 +171,14 @@ def test_recall_takes_one_of_two_equals_for_the_other():
     twice = np.concatenate([clustered(40, 8)] * 2)
     found, _ = by_numpy(twice, twice[:5], 11)
     other = (found + 40) % 80
-    assert search.recall(twice, twice[:5], other, sample=5) == 1.0
-    assert search.recall(twice, twice[:5], np.full((5, 11), 7), sample=5) <= 0.1
+    assert recall(twice, twice[:5], other, sample=5) == 1.0
+    assert recall(twice, twice[:5], np.full((5, 11), 7), sample=5) <= 0.1
 
 
 def test_low_recall_warns(caplog):
     vectors = clustered(100, 8)
     with caplog.at_level("WARNING"):
-        search.recall(vectors, vectors, np.zeros((100, 10), np.int64), sample=50)
+        recall(vectors, vectors, np.zeros((100, 10), np.int64), sample=50)
     assert "expected 0.97 or more" in caplog.text
 
 
@@ -165,14 +200,8 @@ def test_the_stage_says_its_recall_and_shards_change_nothing(run_directory):
 )
 def test_shards_find_what_one_index_finds(kind, shards, runner, tmp_path, monkeypatch):
     monkeypatch.setattr(sharded, "QUERIES", 700)  # several blocks in the merge
-    found, products = search.sharded_neighbours(
-        VECTORS,
-        QUERIES,
-        30,
-        search.search(kind),
-        shards=shards,
-        work=tmp_path,
-        runner=runner,
+    found, products = neighbours(
+        VECTORS, QUERIES, 30, search.search(kind), tmp_path, shards=shards, runner=runner
     )
     expected, expected_products = by_numpy(VECTORS, QUERIES, 30)
     np.testing.assert_array_equal(products, expected_products)
@@ -196,9 +225,7 @@ def test_an_interrupted_search_goes_on_without_its_finished_shards(tmp_path, mon
         return find(self, queries, count)
 
     def ask(kind, count=10):
-        return search.sharded_neighbours(
-            VECTORS[:401], QUERIES[:50], count, kind, shards=4, work=tmp_path, runner="inline"
-        )
+        return neighbours(VECTORS[:401], QUERIES[:50], count, kind, tmp_path, shards=4)
 
     monkeypatch.setattr(search.ExactSearch, "build", counted)
     monkeypatch.setattr(exact.ExactIndex, "find", interrupted)
@@ -212,10 +239,13 @@ def test_an_interrupted_search_goes_on_without_its_finished_shards(tmp_path, mon
 
 
 def test_a_mistake_in_a_worker_is_the_users(tmp_path):
-    rows = sharded.Rows(str(tmp_path / "none.npy"), 0, 4)
-    parts = sharded.deal(search.search("exact"), rows, rows, 2, 2, str(tmp_path))
-    with pytest.raises(UserError, match=r"none.npy: expected the rows 0 to 2 of a .npy file"):
-        sharded.run(parts, "inline", (), {})
+    write_split(tmp_path / "vectors")
+    rows = open_vectors(tmp_path / "vectors", "train")
+    (tmp_path / "vectors/train/vectors-00000.npy").unlink()
+    with pytest.raises(UserError, match=r"vectors-00000.npy cannot be read .*: run sbp embed"):
+        search.neighbours(
+            rows, rows, 2, search.search("exact"), work=tmp_path, identity={}, runner="inline"
+        )
 
 
 def test_a_kept_index_is_taken_for_its_own_vectors_and_settings_alone(tmp_path):
@@ -238,6 +268,22 @@ def test_a_kept_index_is_taken_for_its_own_vectors_and_settings_alone(tmp_path):
     (tmp_path / "moved/scann_docids.pkl").write_bytes(b"x")
     with pytest.raises(UserError, match="expected no such file"):
         search.load(tmp_path / "moved", plan, vectors)
+
+
+def test_a_search_takes_the_index_that_another_kept(tmp_path, monkeypatch):
+    built = []
+    build = search.SearchPlan.build
+    monkeypatch.setattr(
+        search.SearchPlan, "build", lambda *arguments: built.append(1) or build(*arguments)
+    )
+    vectors = clustered(300, 16)
+    kind = search.ScannSearch(keep=str(tmp_path / "kept"))
+    one, other = (neighbours(vectors, vectors, 5, kind, tmp_path / name) for name in "ab")
+    assert len(built) == 1
+    np.testing.assert_array_equal(one, other)
+    neighbours(vectors[::-1], vectors, 5, kind, tmp_path / "c")
+    assert len(built) == 2
+    assert "keep" not in kind.settings  # where it lies decides no neighbour
 
 
 @pytest.mark.parametrize("kind", ["scann", "exact"])
@@ -267,7 +313,7 @@ def test_no_number_of_shards_helps_where_nothing_is_free(monkeypatch, tmp_path):
     assert memory.available_memory(tmp_path / "nothing") is None
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="needs"):  # before anything is built
-        search.neighbours(VECTORS, QUERIES, 3)
+        neighbours(VECTORS, QUERIES, 3, search.search("scann"), tmp_path)
 
 
 def test_the_forecast_counts_what_it_says():

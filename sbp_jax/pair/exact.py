@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,11 @@ class ExactSearch:
     @property
     def name(self) -> str:
         return "exact"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the neighbours."""
+        return dataclasses.asdict(self)
 
     def build(
         self, vectors: np.ndarray, count: int, devices: Sequence[jax.Device] | None = None

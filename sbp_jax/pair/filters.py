@@ -18,7 +18,7 @@ from sbp_jax.errors import UserError
 from sbp_jax.pair.pairs import Filter
 from sbp_jax.text import minhash
 from sbp_jax.text.ngram_index import NgramIndex
-from sbp_jax.text.shingles import containment, shingles
+from sbp_jax.text.shingles import MEASURES, shingles
 
 SHINGLE_SETS_HELD = 1 << 14  # of the documents that the signatures cannot decide
 
@@ -102,9 +102,13 @@ def held_out(
 
 
 def near_duplicates(
-    seeds: Sequence[Document], targets: Sequence[Document], threshold: float, method: str = "exact"
+    seeds: Sequence[Document],
+    targets: Sequence[Document],
+    threshold: float,
+    method: str = "exact",
+    measure: str = "containment",
 ) -> Filter:
-    """Takes pairs with a containment of 13-word shingles above `threshold`.
+    """Takes pairs whose 13-word shingles are more alike than `threshold`.
 
     `exact` compares the shingles of each pair, and holds those of all documents that are in one.
     `minhash` holds `minhash.SLOTS` numbers of each and compares those; where they leave a doubt,
@@ -114,14 +118,16 @@ def near_duplicates(
     Args:
       seeds: the documents d1.
       targets: the documents d2; the same object where they are one corpus.
-      threshold: containment, |A ∩ B| / min(|A|, |B|).
+      threshold: of the measure.
       method: `exact` or `minhash`.
+      measure: `containment`, |A ∩ B| / min(|A|, |B|), or `jaccard`, |A ∩ B| / |A ∪ B|.
     """
+    likeness = MEASURES[measure]
     corpora = {id(seeds): seeds, id(targets): targets}
 
     def compare(keys: np.ndarray, shingles_of: Callable) -> np.ndarray:
         sets = ((shingles_of(id(seeds), s), shingles_of(id(targets), t)) for s, t in keys.tolist())
-        return np.fromiter((containment(a, b) > threshold for a, b in sets), bool, len(keys))
+        return np.fromiter((likeness(a, b) > threshold for a, b in sets), bool, len(keys))
 
     def read(corpus: int, index: int) -> np.ndarray:
         return shingles(corpora[corpus][index].text)
@@ -136,7 +142,7 @@ def near_duplicates(
             signatures.append(signed)
             places.append(inverse)
         estimates = minhash.agreement(signatures[0], signatures[1], (places[0], places[1]))
-        low, high = minhash.containment_bounds(estimates, sizes[0], sizes[1])
+        low, high = minhash.bounds(estimates, sizes[0], sizes[1], measure)
         result = low > threshold
         doubtful = ~result & (high > threshold)
         logging.info(

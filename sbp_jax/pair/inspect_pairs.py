@@ -17,7 +17,7 @@ import numpy as np
 from sbp_jax.data.documents import Document
 from sbp_jax.errors import UserError
 from sbp_jax.pair.pairs import Candidates
-from sbp_jax.text.shingles import containment, shingles, words
+from sbp_jax.text.shingles import MEASURES, shingles, words
 
 BANDS = 8
 BINS = 48
@@ -37,7 +37,7 @@ class Measured:
       seed: d1.
       target: d2.
       similarity: inner product of their vectors.
-      containment: of 13-word shingles, the near-duplicates' measure.
+      shared_shingles: of 13 words, by the near-duplicates' measure.
       word_overlap: Jaccard index of their sets of words.
       length_ratio: words of the shorter over those of the longer; 1 if neither has any.
     """
@@ -45,7 +45,7 @@ class Measured:
     seed: Document
     target: Document
     similarity: float
-    containment: float
+    shared_shingles: float
     word_overlap: float
     length_ratio: float
 
@@ -86,7 +86,7 @@ class Inspection:
     Attributes:
       documents: of both corpora; of the one where they are one.
       neighbours: how many of each target were looked at.
-      threshold: containment above which two documents are near-duplicates.
+      threshold: share of shingles above which two documents are near-duplicates.
       bands: lowest first.
       edges: similarities between which `counts` counts.
       counts: pairs by similarity.
@@ -107,6 +107,7 @@ def inspect(
     *,
     neighbours: int,
     threshold: float,
+    measure: str = "containment",
 ) -> Inspection:
     """Deals pairs to bands and measures some of each.
 
@@ -115,7 +116,8 @@ def inspect(
       seeds: the documents d1.
       targets: the documents d2; the same object where they are one corpus.
       neighbours: how many of each target were looked at.
-      threshold: containment above which two documents are near-duplicates.
+      threshold: share of shingles above which two documents are near-duplicates.
+      measure: of that share, one of `shingles.MEASURES`.
 
     Raises:
       UserError: no two documents are neighbours.
@@ -136,7 +138,7 @@ def inspect(
         members, above = np.flatnonzero(band_of == number), band_of >= number
         rng = np.random.default_rng([SEED, number])
         drawn = rng.permutation(members)[:MEASURED].tolist()
-        measured = [_measure(found, place, seeds, targets) for place in drawn]
+        measured = [_measure(found, place, seeds, targets, measure) for place in drawn]
         ends = found.seeds[above], found.targets[above]
         partnered = (
             len(np.unique(np.concatenate(ends)))
@@ -151,7 +153,7 @@ def inspect(
                 pairs_from=int(above.sum()),
                 documents_from=partnered,
                 measured=len(measured),
-                near_duplicates=_mean([one.containment > threshold for one in measured]),
+                near_duplicates=_mean([one.shared_shingles > threshold for one in measured]),
                 length_ratio=(
                     float(np.median([one.length_ratio for one in measured])) if measured else None
                 ),
@@ -196,7 +198,11 @@ def render(name: str, inspection: Inspection) -> str:
 
 
 def _measure(
-    found: Candidates, place: int, seeds: Sequence[Document], targets: Sequence[Document]
+    found: Candidates,
+    place: int,
+    seeds: Sequence[Document],
+    targets: Sequence[Document],
+    measure: str,
 ) -> Measured:
     seed, target = seeds[int(found.seeds[place])], targets[int(found.targets[place])]
     first, second = words(seed.text), words(target.text)
@@ -206,7 +212,7 @@ def _measure(
         seed=seed,
         target=target,
         similarity=float(found.similarities[place]),
-        containment=containment(shingles(seed.text), shingles(target.text)),
+        shared_shingles=MEASURES[measure](shingles(seed.text), shingles(target.text)),
         word_overlap=len({*first} & {*second}) / union if union else 0.0,
         length_ratio=min(len(first), len(second)) / longest if longest else 1.0,
     )

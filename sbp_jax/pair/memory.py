@@ -109,7 +109,6 @@ def refuse_what_does_not_fit(
     at_once: Callable[[int], int] = lambda shards: 1,
     devices: int = 1,
     plan: Callable[[int, int], scann_search.SearchPlan] = scann_search.plan,
-    held: bool = False,
     available: int | None = None,
 ) -> None:
     """Raises before anything is built that would not fit.
@@ -123,7 +122,6 @@ def refuse_what_does_not_fit(
       at_once: how many of so many shards are searched at the same time on this machine.
       devices: that share its memory.
       plan: ScaNN's, of the vectors of a shard and neighbours.
-      held: whether the vectors lie in memory already; a shard's worker reads its own again.
       available: bytes; None for what this machine says.
 
     Raises:
@@ -142,8 +140,6 @@ def refuse_what_does_not_fit(
             devices=devices,
             plan=plan(each, neighbours),
         )
-        if shards == 1 and held:
-            one -= FLOAT * each * dimensions
         return at_once(shards) * (one + RUNTIME)
 
     wanted = need(math.ceil(vectors / shards), shards)

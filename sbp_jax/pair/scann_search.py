@@ -104,19 +104,26 @@ class ScannSearch:
     Attributes:
       leaves_to_search: of a tree, per query; more of them raise the recall and cost time.
       reorder: candidates whose exact product is taken; likewise.
+      keep: a local directory in which indexes are kept, and looked for before one is built.
     """
 
     leaves_to_search: int | None = None
     reorder: int | None = None
+    keep: str | None = None
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in self.settings.items():
             if value is not None and value < 1:
                 raise UserError(f"ScannSearch.{name} = {value}: expected 1 or more, or None")
 
     @property
     def name(self) -> str:
         return "scann"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the neighbours."""
+        return {"leaves_to_search": self.leaves_to_search, "reorder": self.reorder}
 
     def plan(self, vectors: int, neighbours: int) -> SearchPlan:
         """How so many vectors are searched for so many neighbours."""
@@ -131,8 +138,21 @@ class ScannSearch:
         )
 
     def build(self, vectors: np.ndarray, count: int) -> ScannIndex:
-        """An index of float32 [n, D], for so many neighbours a query."""
-        return self.plan(len(vectors), min(count, len(vectors))).build(vectors, count)
+        """An index of float32 [n, D], for so many neighbours a query.
+
+        Raises:
+          UserError: the index that was kept is none that may be loaded.
+        """
+        plan = self.plan(len(vectors), min(count, len(vectors)))
+        if self.keep is None:
+            return plan.build(vectors, count)
+        directory = os.path.join(self.keep, _identity(plan, vectors)["hash"])
+        if os.path.exists(os.path.join(directory, IDENTITY)):
+            logging.info("ScaNN: the index is in %s", directory)
+            return load(directory, plan, vectors)
+        index = plan.build(vectors, count)
+        index.save(directory, vectors)
+        return index
 
 
 class ScannIndex:

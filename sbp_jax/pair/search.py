@@ -6,14 +6,12 @@ matter of time: what is found is measured against exact search, in every run.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
-from etils import epath
 
 from sbp_jax.data import engine
 from sbp_jax.errors import UserError
@@ -32,7 +30,6 @@ __all__ = [
     "plan",
     "recall",
     "search",
-    "sharded_neighbours",
 ]
 
 RECALLED = 10  # neighbours of a query that recall counts
@@ -52,6 +49,16 @@ class Index(Protocol):
 class Search(Protocol):
     """A kind of search with its settings."""
 
+    @property
+    def name(self) -> str:
+        """Of the kind."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the neighbours."""
+        ...
+
     def build(self, vectors: np.ndarray, count: int) -> Index:
         """An index of float32 [n, D], for so many neighbours a query."""
         ...
@@ -69,76 +76,52 @@ def search(kind: str) -> ScannSearch | ExactSearch:
 
 
 def neighbours(
-    index: np.ndarray, queries: np.ndarray, count: int, search: Search | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest vectors of the index to each query, by inner product.
-
-    Args:
-      index: float32 [n, D], unit vectors.
-      queries: float32 [m, D].
-      count: how many each; fewer where the index has no more.
-      search: the kind; None for ScaNN as its size suggests.
-
-    Returns:
-      Indices int64 [m, k], nearest first, and inner products float32 [m, k]; k = min(count, n).
-
-    Raises:
-      UserError: it would not fit in this machine's memory.
-    """
-    search = search or ScannSearch()
-    if isinstance(search, ScannSearch | ExactSearch):
-        sharded.refuse_what_does_not_fit(search, index.shape, count, held=True)
-    return search.build(index, count).find(queries, count)
-
-
-def sharded_neighbours(
-    index: np.ndarray,
-    queries: np.ndarray,
+    index: sharded.Rows,
+    queries: sharded.Rows,
     count: int,
     search: ScannSearch | ExactSearch,
     *,
-    shards: int,
     work: str | os.PathLike,
+    identity: Mapping[str, Any],
+    shards: int = 1,
     runner: str = engine.LOCAL,
     runner_options: Sequence[str] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `neighbours`, by workers that each index a shard; goes on where it was interrupted.
+    """The nearest vectors of the index to each query, by inner product.
+
+    Workers each index a shard; the search goes on where it was interrupted.
 
     Args:
-      index: float32 [n, D], unit vectors.
-      queries: float32 [m, D].
-      count: how many each.
+      index: n unit vectors.
+      queries: m of them.
+      count: how many each; fewer where the index has no more.
       search: the kind of index of a shard.
-      shards: how many.
       work: a directory for the workers' files, which stay there.
+      identity: says which vectors these are.
+      shards: how many.
       runner: Beam's, as `engine.run_all` takes it.
       runner_options: for the runner.
+
+    Returns:
+      Indices int64 [m, k], nearest first and lower ones first among equals, and inner products
+      float32 [m, k]; k = min(count, n).
 
     Raises:
       UserError: the shards that are searched at once would not fit in this machine's memory.
     """
-    sharded.refuse_what_does_not_fit(search, index.shape, count, shards=shards, runner=runner)
-    work = os.fspath(work)
-    identity: dict[str, Any] = {
-        "search": search,
-        "count": count,
-        "shards": shards,
-        "index": _hash(index),
-        "queries": _hash(queries),
-    }
-    folder = epath.Path(work)
-    vectors = _write(index, folder, f"index-{identity['index']}.npy")
-    asked = _write(queries, folder, f"queries-{identity['queries']}.npy")
-    parts = sharded.deal(search, vectors, asked, count, shards, work)
-    sharded.run(parts, runner, runner_options, identity)
-    blocks = list(sharded.merged(parts))
-    found, products = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    return found, products
+    shape = len(index), index.dimensions
+    sharded.refuse_what_does_not_fit(search, shape, count, shards=shards, runner=runner)
+    if not len(queries):
+        nothing = 0, min(count, len(index))
+        return np.zeros(nothing, np.int64), np.zeros(nothing, np.float32)
+    parts = sharded.deal(search, index, queries, count, shards, os.fspath(work))
+    whole = {**identity, search.name: search.settings, "count": count, "shards": shards}
+    return sharded.read_merged(sharded.run(parts, runner, runner_options, whole))
 
 
 def recall(
-    index: np.ndarray,
-    queries: np.ndarray,
+    index: sharded.Rows,
+    queries: sharded.Rows,
     found: np.ndarray,
     *,
     sample: int,
@@ -151,8 +134,8 @@ def recall(
     two equals is found makes no difference. Below 0.97 a warning says so.
 
     Args:
-      index: float32 [n, D].
-      queries: float32 [m, D].
+      index: n vectors, of which a slab is read at a time.
+      queries: m vectors.
       found: int64 [m, k], the neighbours; with k below 10, the recall is that of so many.
       sample: so many queries are looked at, or all if they are fewer.
       same: whether the queries are the index's vectors in their order. A vector is then its own
@@ -164,29 +147,35 @@ def recall(
     """
     most = min(sample, len(queries))
     chosen = np.sort(np.random.default_rng(seed).choice(len(queries), most, replace=False))
-    asked = queries[chosen]
     count = min(found.shape[1], RECALLED + same)
     if most == 0 or count <= same:
         return None
+    asked = np.concatenate([queries.read(query, query + 1) for query in chosen.tolist()])
     exact = ExactSearch()
     best = np.zeros((most, 0), np.int64), np.zeros((most, 0), np.float32)
+    mine = found[chosen]
+    products = np.full(mine.shape, -np.inf)  # of what was found
     for start in range(0, len(index), SLAB):
-        slab = index[start : start + SLAB]
-        numbers, products = exact.build(slab, count).find(asked, count)
+        slab = index.read(start, min(start + SLAB, len(index)))
+        numbers, nearest = exact.build(slab, count).find(asked, count)
         best = sharded.top(
             np.concatenate([best[0], numbers + start], 1),
-            np.concatenate([best[1], products], 1),
+            np.concatenate([best[1], nearest], 1),
             count,
         )
+        row, column = np.nonzero((mine >= start) & (mine < start + len(slab)))
+        for part in np.array_split(np.arange(len(row)), 1 + len(row) * slab.shape[1] // SLAB):
+            rows, columns = row[part], column[part]
+            vectors = slab[mine[rows, columns] - start].astype(np.float64)
+            products[rows, columns] = np.einsum("nd,nd->n", vectors, asked[rows])
     shares = []
-    for query, vector, true, mine in zip(chosen, asked, best[0], found[chosen], strict=True):
+    for query, true, least, one, its in zip(chosen, *best, mine, products, strict=True):
         if same:
-            true, mine = true[true != query], mine[mine != query]
-        wanted = min(len(true), count - same)
-        # Both by the same arithmetic, or the last digit would tell equals apart.
-        least = np.min(index[true[:wanted]] @ vector)
-        mine = np.unique(mine[:wanted])
-        shares.append(np.sum(index[mine] @ vector >= least - 1e-6) / wanted)
+            least, (one, its) = least[true != query], (part[one != query] for part in (one, its))
+        wanted = min(len(least), count - same)
+        _, places = np.unique(one[:wanted], return_index=True)
+        # Products of unit vectors in float32 are this near to those in float64.
+        shares.append(np.sum(its[places] >= least[wanted - 1] - 1e-6) / wanted)
     share = float(np.mean(shares))
     if share < ENOUGH_RECALL:
         logging.warning(
@@ -198,22 +187,3 @@ def recall(
             ENOUGH_RECALL,
         )
     return share
-
-
-def _hash(vectors: np.ndarray) -> str:
-    """Of content and shape, 16 hex digits."""
-    content = hashlib.sha256(str(vectors.shape).encode())
-    content.update(np.ascontiguousarray(vectors, np.float32).data)
-    return content.hexdigest()[:16]
-
-
-def _write(vectors: np.ndarray, work: epath.Path, name: str) -> sharded.Rows:
-    """Vectors where every worker can read them, unless they lie there."""
-    path = work / name
-    if not path.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        writer = sharded.NpyWriter(path, vectors.shape, np.dtype(np.float32))
-        for start in range(0, len(vectors), sharded.QUERIES):
-            writer.write(vectors[start : start + sharded.QUERIES])
-        writer.close()
-    return sharded.Rows(os.fspath(path), 0, len(vectors))

@@ -1,9 +1,9 @@
-"""Search beyond one machine: vectors in shards, a worker for each, and the top-k of all.
+"""Search in one machine's memory or beyond it: a worker for each shard, and the top-k of all.
 
 A worker indexes the vectors of one shard, asks that index every query in blocks, and leaves two
-files; that of the products comes last and says that the shard is finished. Shards need nothing of
-each other, so Beam only spreads them, and what an interruption leaves is whole or done again. The
-merge reads the files in blocks of queries.
+files; that of the products comes last and says that the shard is finished. Then workers merge the
+shards' answers, each a block of queries. Shards and blocks need nothing of each other, so Beam only
+spreads them, and what an interruption leaves is whole or done again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
@@ -29,28 +29,23 @@ QUERIES = 65_536  # that are in memory at once
 IDENTITY = "identity.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Vectors of a `.npy` file, float32 [stop - start, D].
+class Rows(Protocol):
+    """Vectors that a worker reads from where they are stored, as `vectors.Rows`."""
 
-    Attributes:
-      path: of the file, which may lie in a bucket.
-      start: the first row.
-      stop: the row after the last.
-    """
+    def __len__(self) -> int: ...
 
-    path: str
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        ...
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Some of them, counted from `self.start`; all if nothing is said."""
-        first = self.start + start
-        last = self.stop if stop is None else min(self.start + stop, self.stop)
-        return read_rows(self.path, first, last)
+        """Vectors `start` to `stop`, float32 [n, D]."""
+        ...
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Some of them."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +74,7 @@ class Shard:
 
     def path(self, kind: str, suffix: str = "npy") -> epath.Path:
         """A file that the shard leaves."""
-        name = f"{kind}-{self.index:05d}-of-{self.count_of_shards:05d}.{suffix}"
-        return epath.Path(self.work) / name
+        return _path(self.work, kind, self.index, self.count_of_shards, suffix)
 
     @property
     def finished(self) -> bool:
@@ -90,6 +84,33 @@ class Shard:
     def mistake_path(self) -> epath.Path:
         """Holds what the user has to mend, since exceptions do not come back from a cluster."""
         return self.path("mistake", "txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Queries whose answers from all shards are to be merged.
+
+    Attributes:
+      shards: all, finished.
+      start: the first query.
+      stop: the one after the last.
+      index: which block.
+      count_of_blocks: of how many.
+    """
+
+    shards: tuple[Shard, ...]
+    start: int
+    stop: int
+    index: int
+    count_of_blocks: int
+
+    def path(self, kind: str) -> epath.Path:
+        """A file that the merge leaves."""
+        return _path(self.shards[0].work, f"merged-{kind}", self.index, self.count_of_blocks)
+
+    @property
+    def finished(self) -> bool:
+        return self.path("products").exists()
 
 
 def deal(
@@ -106,7 +127,7 @@ def deal(
     return [
         Shard(
             search=search,
-            vectors=Rows(vectors.path, vectors.start + first, vectors.start + bounds[i + 1]),
+            vectors=vectors.part(first, bounds[i + 1]),
             first=first,
             queries=queries,
             count=count,
@@ -120,8 +141,8 @@ def deal(
 
 def run(
     shards: Sequence[Shard], runner: str, options: Sequence[str], identity: dict[str, Any]
-) -> None:
-    """Searches the shards that are not finished.
+) -> list[Block]:
+    """Searches the shards that are not finished, and merges what they found.
 
     Args:
       shards: of `deal`.
@@ -129,15 +150,17 @@ def run(
       options: for the runner.
       identity: what decides the neighbours. Files of another are removed.
 
+    Returns:
+      The merged neighbours, by blocks of queries.
+
     Raises:
       UserError: a shard met a mistake. Finished shards stay for the next attempt.
     """
     work = epath.Path(shards[0].work)
     kept = work / IDENTITY
     if not kept.exists() or json.loads(kept.read_text()) != artifacts.plain(identity):
-        for shard in shards:
-            for path in work.glob(f"*-of-{shard.count_of_shards:05d}.npy"):
-                path.unlink()
+        for path in work.glob("*-of-*.npy"):
+            path.unlink()
         work.mkdir(parents=True, exist_ok=True)
         artifacts.write_atomic(kept, json.dumps(artifacts.plain(identity), indent=2))
     missing = [shard for shard in shards if not shard.finished]
@@ -148,6 +171,14 @@ def run(
     mistakes = [s.mistake_path.read_text() for s in missing if s.mistake_path.exists()]
     if mistakes:
         raise UserError(mistakes[0])
+    asked = len(shards[0].queries)
+    starts = range(0, asked, QUERIES)
+    blocks = [
+        Block(tuple(shards), start, min(start + QUERIES, asked), i, len(starts))
+        for i, start in enumerate(starts)
+    ]
+    engine.run_all(merge_block, [b for b in blocks if not b.finished], runner, options)
+    return blocks
 
 
 def search_shard(shard: Shard) -> None:
@@ -176,28 +207,39 @@ def _search(shard: Shard) -> None:
         writer.close()
 
 
-def merged(shards: Sequence[Shard]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The nearest vectors of all shards, by blocks of queries.
-
-    Yields:
-      Indices int64 [b, k] among all vectors and products float32 [b, k], nearest first and lower
-      indices first among equals; k is the number asked for, or of the vectors if they are fewer.
-    """
-    asked = len(shards[0].queries)
+def merge_block(block: Block) -> None:
+    """What a worker does with the answers of all shards."""
+    if block.finished:
+        return
+    shards = block.shards
     count = min(shards[0].count, sum(len(shard.vectors) for shard in shards))
-    for start in range(0, asked, QUERIES):
-        stop = min(start + QUERIES, asked)
-        indices = np.concatenate(
-            [
-                read_rows(shard.path("indices"), start, stop).astype(np.int64) + shard.first
-                for shard in shards
-            ],
-            axis=1,
-        )
-        products = np.concatenate(
-            [read_rows(shard.path("products"), start, stop) for shard in shards], axis=1
-        )
-        yield top(indices, products, count)
+    indices = np.concatenate(
+        [
+            read_rows(shard.path("indices"), block.start, block.stop).astype(np.int64) + shard.first
+            for shard in shards
+        ],
+        axis=1,
+    )
+    products = np.concatenate(
+        [read_rows(shard.path("products"), block.start, block.stop) for shard in shards], axis=1
+    )
+    for kind, part in zip(("indices", "products"), top(indices, products, count), strict=True):
+        writer = NpyWriter(block.path(kind), part.shape, part.dtype)
+        writer.write(part)
+        writer.close()
+
+
+def read_merged(blocks: Sequence[Block]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices int64 [m, k] among all vectors and products float32 [m, k] of all queries.
+
+    Nearest first and lower indices first among equals; k is the number asked for, or of the vectors
+    if they are fewer.
+    """
+    found, products = (
+        np.concatenate([read_rows(b.path(kind), 0, b.stop - b.start) for b in blocks])
+        for kind in ("indices", "products")
+    )
+    return found, products
 
 
 def top(indices: np.ndarray, products: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +255,6 @@ def refuse_what_does_not_fit(
     *,
     shards: int = 1,
     runner: str = engine.INLINE,
-    held: bool = False,
     available: int | None = None,
 ) -> None:
     """Raises a UserError with a number of shards where a search would not fit in memory here.
@@ -231,7 +272,6 @@ def refuse_what_does_not_fit(
         at_once=lambda shards: min(shards, cores) if runner == engine.LOCAL else 1,
         devices=_devices_of_memory(search),
         plan=ScannSearch().plan if isinstance(search, ExactSearch) else search.plan,
-        held=held,
         available=available,
     )
 
@@ -243,6 +283,10 @@ def _devices_of_memory(search: ScannSearch | ExactSearch) -> int:
     import jax  # starts its devices, which only this kind of search needs
 
     return max(1, sum(device.platform == "cpu" for device in jax.local_devices()))
+
+
+def _path(work: str, kind: str, index: int, count: int, suffix: str = "npy") -> epath.Path:
+    return epath.Path(work) / f"{kind}-{index:05d}-of-{count:05d}.{suffix}"
 
 
 class NpyWriter:

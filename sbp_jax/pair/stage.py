@@ -24,9 +24,13 @@ from sbp_jax.pair.vectors import open_vectors
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
 from sbp_jax.text.ngram_index import NgramIndex
+from sbp_jax.text.shingles import MEASURES
 
 PAIRS = "pairs.array_record"
 STATISTICS = "statistics.json"
+SEARCH = tuple(
+    f"sbp_jax.pair.{name}" for name in ("search", "sharded", "exact", "scann_search", "vectors")
+)
 
 
 @configurable
@@ -48,13 +52,14 @@ def pair(
     target_tokens: int | None = None,
     exclude: Sequence[str] = (),
     exclude_overlap: float = 0.5,
-    near_duplicate_containment: float = 0.5,
+    near_duplicate_measure: str = "containment",
+    near_duplicate_threshold: float = 0.5,
     near_duplicate_method: str = "exact",
     max_pairs_per_document: int | None = None,
     max_per_seed: int | None = None,
     search: str = "scann",
     recall_queries: int = 1000,
-    shards: int | None = None,
+    shards: int = 1,
     runner: str = engine.LOCAL,
     runner_options: Sequence[str] = (),
 ) -> None:
@@ -86,8 +91,10 @@ def pair(
         nor d2 may contain.
       exclude_overlap: how much is contained: as `cache.overlap`, the share of the smaller text's
         runs of 13 words that stand in the other.
-      near_duplicate_containment: share of the smaller document's 13-word shingles that stand in
-        the other, above which the two are near-duplicates and no pair. The share is ours.
+      near_duplicate_measure: of the 13-word shingles that d1 and d2 share: `containment` is their
+        share of the smaller document's, `jaccard` of all that either has.
+      near_duplicate_threshold: above which the two are near-duplicates and no pair. Ours, as the
+        measure.
       near_duplicate_method: `exact` compares shingles; `minhash` compares signatures, and shingles
         where those leave a doubt, in a small part of the memory.
       max_pairs_per_document: a document has at most so many partners, the most similar ones; None
@@ -95,7 +102,7 @@ def pair(
       max_per_seed: at most so many targets a seed, the most similar ones; None for all.
       search: `scann`, or `exact` on JAX's devices.
       recall_queries: of so many targets the recall is measured against exact search.
-      shards: parts of the index, each the work of one process; None for one here, without files.
+      shards: parts of the index, each the work of one process.
       runner: Apache Beam's: `DirectRunner` works on all cores here; `inline` on one, without Beam.
       runner_options: for that runner, as `--project=mine`.
     """
@@ -122,6 +129,11 @@ def pair(
     for name, value in {"same_feature": same_feature, "exclude": exclude}.items():
         if isinstance(value, str):  # a sequence too, of its letters
             raise UserError(f"pair.{name} = {value!r}: expected a list, as [{value!r}]")
+    if near_duplicate_measure not in MEASURES:
+        raise UserError(
+            f"pair.near_duplicate_measure = {near_duplicate_measure!r}: expected one of "
+            f"{list(MEASURES)}"
+        )
     if near_duplicate_method not in ("exact", "minhash"):
         raise UserError(
             f"pair.near_duplicate_method = {near_duplicate_method!r}: expected exact or minhash"
@@ -156,11 +168,12 @@ def pair(
                 "exclude": exclude,
                 "exclude_overlap": exclude_overlap if exclude else None,
                 "excluded_corpora": excluded.fingerprints,
-                "near_duplicate_containment": near_duplicate_containment,
+                "near_duplicate_measure": near_duplicate_measure,
+                "near_duplicate_threshold": near_duplicate_threshold,
                 "near_duplicate_method": near_duplicate_method,
                 "max_pairs_per_document": max_pairs_per_document,
                 "max_per_seed": max_per_seed,
-                "search": kind,
+                "search": {kind.name: kind.settings},
                 "recall_queries": recall_queries,
                 "shards": shards,
             },
@@ -174,11 +187,7 @@ def pair(
                 "sbp_jax.pair.stage",
                 "sbp_jax.pair.pairs",
                 "sbp_jax.pair.filters",
-                "sbp_jax.pair.search",
-                "sbp_jax.pair.sharded",
-                "sbp_jax.pair.exact",
-                "sbp_jax.pair.scann_search",
-                "sbp_jax.pair.vectors",
+                *SEARCH,
                 "sbp_jax.text",
                 *excluded.code,
             ),
@@ -198,25 +207,24 @@ def pair(
     targets = (
         seeds if same_corpus else _by_vectors(Documents(paths[queries]), of_targets.ids, queries)
     )
-    # A target is its own nearest neighbour, and must not cost it one.
-    count = neighbours + same_corpus
-    seed_vectors = of_seeds.read()
-    target_vectors = seed_vectors if same_corpus else of_targets.read()
     # Beside the artefact's own files: another alpha needs no other search.
     searched = epath.Path(f"{run.out}.search")
-    if shards is None:
-        found, products = search_module.neighbours(seed_vectors, target_vectors, count, kind)
-    else:
-        found, products = search_module.sharded_neighbours(
-            seed_vectors,
-            target_vectors,
-            count,
-            kind,
-            shards=shards,
-            work=searched,
-            runner=runner,
-            runner_options=runner_options,
-        )
+    found, products = search_module.neighbours(
+        of_seeds,
+        of_targets,
+        neighbours + same_corpus,  # a target is its own nearest, and must not cost it one
+        kind,
+        work=searched,
+        identity={
+            "embeddings": artifacts.input_hash(run.path(embeddings)),
+            "index": index,
+            "queries": queries,
+            "code": artifacts.code_hash(SEARCH),
+        },
+        shards=shards,
+        runner=runner,
+        runner_options=runner_options,
+    )
 
     if inspect is not None:
         # The command loads this module for every stage, and jinja2 only this needs.
@@ -228,14 +236,15 @@ def pair(
             seeds,
             targets,
             neighbours=neighbours,
-            threshold=near_duplicate_containment,
+            measure=near_duplicate_measure,
+            threshold=near_duplicate_threshold,
         )
         artifacts.write_atomic(epath.Path(inspect), inspect_pairs.render(run.scope, inspection))
         logging.info("%s: what is near is shown in %s", run.scope, inspect)
         return
     assert alpha is not None
     recall = search_module.recall(
-        seed_vectors, target_vectors, found, sample=recall_queries, same=same_corpus
+        of_seeds, of_targets, found, sample=recall_queries, same=same_corpus
     )
     chosen, removed = pairs_module.select(
         found,
@@ -258,7 +267,11 @@ def pair(
             else None
         ),
         near_duplicate=filters.near_duplicates(
-            seeds, targets, near_duplicate_containment, near_duplicate_method
+            seeds,
+            targets,
+            near_duplicate_threshold,
+            near_duplicate_method,
+            near_duplicate_measure,
         ),
         max_pairs_per_document=max_pairs_per_document,
         max_per_seed=max_per_seed,

@@ -60,8 +60,11 @@ def write_shard(
     Raises:
       UserError: a vector has another length, or is no number.
     """
-    remedy = "the embedder gave it, so choose another checkpoint, layer or dtype"
-    _check_lengths(f"shard {number} of {split!r}", ids, vectors, 1e-3, remedy)
+    wrong = _wrong_length(vectors, 1e-3)
+    if wrong is not None:
+        remedy = "the embedder gave it, so choose another checkpoint, layer or dtype"
+        where = f"shard {number} of {split!r}"
+        raise _length_error(where, ids[wrong], vectors[wrong], remedy)
     folder = directory / split
     folder.mkdir(parents=True, exist_ok=True)
     match dtype:
@@ -98,11 +101,11 @@ def open_vectors(directory: epath.PathLike, split: str) -> Vectors:
     ids: list[str] = []
     for number in range(len(paths)):
         shard, found = _open_shard(directory, folder, number)
-        if shards and (shard.dimensions, shard.dtype) != (shards[0].dimensions, shards[0].dtype):
+        one, first = shard.vectors, (shards or [shard])[0].vectors
+        if (one.shape[1], one.dtype) != (first.shape[1], first.dtype):
             raise UserError(
-                f"{shard.path} has {shard.dimensions} dimensions of {shard.dtype}, "
-                f"{shards[0].path} {shards[0].dimensions} of {shards[0].dtype}: delete {directory} "
-                "and run sbp embed again"
+                f"{one.path} has {one.shape[1]} dimensions of {one.dtype}, {first.path} "
+                f"{first.shape[1]} of {first.dtype}: delete {directory} and run sbp embed again"
             )
         shards.append(shard)
         ids += found
@@ -119,51 +122,68 @@ def open_vectors(directory: epath.PathLike, split: str) -> Vectors:
                 f"{folder} has {len(ids)} vectors, and {counts[f'{split}_documents']} were "
                 f"written: delete {directory} and run sbp embed again"
             )
-    return Vectors(shards, ids)
+    return Vectors(tuple(shards), 0, len(ids), ids)
 
 
-class Vectors:
-    """Vectors in shards, read in parts; see `open_vectors`.
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Stored vectors `start` to `stop`, read in parts; can be sent to another process.
 
     Attributes:
-      ids: of the documents, in order.
-      dimensions: D.
+      shards: that hold them, in order.
+      start: the first of them, counted from the first vector of the first shard.
+      stop: the one after the last.
     """
 
-    def __init__(self, shards: Sequence[_Shard], ids: list[str]):
-        self._shards = shards
-        self.ids = ids
-        self.dimensions = shards[0].dimensions
+    shards: tuple[_Shard, ...]
+    start: int
+    stop: int
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.stop - self.start
 
-    def rows(self, start: int, stop: int) -> np.ndarray:
-        """Vectors `start` to `stop`, float32 [stop - start, D]; no others are read.
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        return self.shards[0].dimensions
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Some of them, counted from the first here."""
+        return Rows(self.shards, self.start + start, self.start + stop)
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Vectors `start` to `stop`, float32 [n, D], counted from the first here.
+
+        No others are read.
 
         Raises:
           UserError: one of them is not of length 1 or 0, or a file breaks off.
         """
-        found = np.empty((stop - start, self.dimensions), np.float32)
-        first = 0
-        for shard in self._shards:
-            low, high = max(start, first), min(stop, first + shard.count)
+        first, last = self.start + start, self.start + (len(self) if stop is None else stop)
+        found = np.empty((last - first, self.dimensions), np.float32)
+        passed = 0
+        for shard in self.shards:
+            low, high = max(first, passed), min(last, passed + shard.count)
             if low < high:
-                part = shard.read(low - first, high - first)
-                tolerance = _TOLERANCES[shard.dtype]
-                _check_lengths(shard.path, self.ids[low:high], part, tolerance)
-                found[low - start : high - start] = part
-            first += shard.count
+                found[low - first : high - first] = shard.read(low - passed, high - passed)
+            passed += shard.count
         return found
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """All vectors in order, float32 [b, D], b = `size` but for the last; raises as `rows`."""
+        """All vectors in order, float32 [b, D], b = `size` but for the last; raises as `read`."""
         for start in range(0, len(self), size):
-            yield self.rows(start, min(start + size, len(self)))
+            yield self.read(start, min(start + size, len(self)))
 
-    def read(self) -> np.ndarray:
-        """All vectors, float32 [n, D]; raises as `rows`."""
-        return self.rows(0, len(self))
+
+@dataclasses.dataclass(frozen=True)
+class Vectors(Rows):
+    """All vectors of a split; see `open_vectors`.
+
+    Attributes:
+      ids: of the documents, in order.
+    """
+
+    ids: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,24 +191,58 @@ class _Shard:
     """Where vectors lie.
 
     Attributes:
-      path: the file.
-      offset: of the first vector in it, bytes.
-      count: n.
-      dimensions: D.
-      dtype: on disk.
-      scales: float32 [n], with int8.
+      vectors: [n, D].
+      scales: [n], with int8.
+      ids: the file.
+    """
+
+    vectors: _Array
+    scales: _Array | None
+    ids: epath.Path
+
+    @property
+    def count(self) -> int:
+        return self.vectors.shape[0]
+
+    @property
+    def dimensions(self) -> int:
+        return self.vectors.shape[1]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Vectors float32 [stop - start, D]."""
+        stored = self.vectors.read(start, stop)
+        if self.scales is not None:
+            found = stored.astype(np.float32) * self.scales.read(start, stop)[:, None]
+        elif stored.dtype == np.dtype("<u2"):
+            found = stored.view(ml_dtypes.bfloat16).astype(np.float32)
+        else:
+            found = stored
+        wrong = _wrong_length(found, _TOLERANCES[stored.dtype])
+        if wrong is not None:
+            id_ = json.loads(self.ids.read_text())[start + wrong]
+            raise _length_error(self.vectors.path, id_, found[wrong], "run sbp embed again")
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """A `.npy` file of which parts are read.
+
+    Attributes:
+      path: of it.
+      offset: of the first value, bytes.
+      shape: of the array.
+      dtype: of its values.
     """
 
     path: epath.Path
     offset: int
-    count: int
-    dimensions: int
+    shape: tuple[int, ...]
     dtype: np.dtype
-    scales: np.ndarray | None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Vectors float32 [stop - start, D]."""
-        size = self.dimensions * self.dtype.itemsize
+        """Its rows `start` to `stop`."""
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
         # Not a memory map: this reads from a bucket as well.
         try:
             with self.path.open("rb") as file:
@@ -198,44 +252,40 @@ class _Shard:
             raise UserError(f"{self.path} cannot be read ({error}): run sbp embed again") from error
         if len(data) != (stop - start) * size:
             raise UserError(f"{self.path} breaks off: run sbp embed again")
-        stored = np.frombuffer(data, self.dtype).reshape(stop - start, self.dimensions)
-        if self.scales is not None:
-            return stored.astype(np.float32) * self.scales[start:stop, None]
-        if self.dtype == np.dtype("<u2"):
-            return stored.view(ml_dtypes.bfloat16).astype(np.float32)
-        return stored
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
 
 def _open_shard(directory: epath.Path, folder: epath.Path, number: int) -> tuple[_Shard, list[str]]:
     """A shard and its ids, checked as far as that needs no vector."""
     path = _path(folder, "vectors", number)
+    ids_path = _path(folder, "ids", number, "json")
     scales = None
     try:
-        shape, dtype, offset = _header(path)
-        ids = json.loads(_path(folder, "ids", number, "json").read_text())
-        if dtype == np.int8:
-            content = _path(folder, "scales", number).read_bytes()
-            scales = np.load(io.BytesIO(content), allow_pickle=False)
+        vectors = _open_array(path)
+        ids = json.loads(ids_path.read_text())
+        if vectors.dtype == np.int8:
+            scales = _open_array(_path(folder, "scales", number))
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
             f"{path} is damaged ({error}): delete {directory} and run sbp embed again"
         ) from error
-    if len(shape) != 2 or dtype not in _TOLERANCES:
+    if len(vectors.shape) != 2 or vectors.dtype not in _TOLERANCES:
         raise UserError(
-            f"{path}: expected float32, uint16 (bfloat16) or int8 of two dimensions, found {dtype} "
-            f"{list(shape)}: run sbp embed again"
+            f"{path}: expected float32, uint16 (bfloat16) or int8 of two dimensions, found "
+            f"{vectors.dtype} {list(vectors.shape)}: run sbp embed again"
         )
-    if len(ids) != shape[0] or (scales is not None and scales.shape != shape[:1]):
+    count = vectors.shape[:1]
+    if (len(ids),) != count or (scales and (scales.shape, scales.dtype) != (count, np.float32)):
         others = "id" if scales is None else "id and scale"
         raise UserError(
             f"{path}: expected [{len(ids)}, D], one vector for each {others}, found "
-            f"{list(shape)}: run sbp embed again"
+            f"{list(vectors.shape)}: run sbp embed again"
         )
-    return _Shard(path, offset, shape[0], shape[1], dtype, scales), ids
+    return _Shard(vectors, scales, ids_path), ids
 
 
-def _header(path: epath.Path) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and dtype of a `.npy` file, and where its values start."""
+def _open_array(path: epath.Path) -> _Array:
+    """Of a `.npy` file what its header says, held against its size."""
     with path.open("rb") as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("a version of the format that NumPy does not write for vectors")
@@ -246,25 +296,21 @@ def _header(path: epath.Path) -> tuple[tuple[int, ...], np.dtype, int]:
         raise ValueError(f"{size} bytes, and by its header {expected}")
     if columns_first:
         raise ValueError("its columns lie together, not its vectors")
-    return shape, dtype, offset
+    return _Array(path, offset, shape, dtype)
 
 
-def _check_lengths(
-    where: Any,
-    ids: Sequence[str],
-    vectors: np.ndarray,
-    tolerance: float,
-    remedy: str = "run sbp embed again",
-) -> None:
-    """Refuses vectors that are neither of length 1 nor 0, by id."""
+def _wrong_length(vectors: np.ndarray, tolerance: float) -> int | None:
+    """The first vector whose length is neither 1 nor 0, if there is one."""
     norms = np.linalg.norm(vectors, axis=1)
     wrong = ~((np.abs(norms - 1) <= tolerance) | (norms == 0))
-    if wrong.any():
-        worst = int(np.argmax(wrong))
-        raise UserError(
-            f"{where}: the vector of {ids[worst]!r} has length {norms[worst]}, expected 1 "
-            f"(or 0 for a document with nothing in it): {remedy}"
-        )
+    return int(np.argmax(wrong)) if wrong.any() else None
+
+
+def _length_error(where: Any, id_: str, vector: np.ndarray, remedy: str) -> UserError:
+    return UserError(
+        f"{where}: the vector of {id_!r} has length {np.linalg.norm(vector)}, expected 1 "
+        f"(or 0 for a document with nothing in it): {remedy}"
+    )
 
 
 def _to_int8(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -52,19 +52,21 @@ def agreement(first: np.ndarray, second: np.ndarray, pairs: tuple) -> np.ndarray
     return found
 
 
-def containment_bounds(
-    estimates: np.ndarray, first_sizes: np.ndarray, second_sizes: np.ndarray
+def bounds(
+    estimates: np.ndarray, first_sizes: np.ndarray, second_sizes: np.ndarray, measure: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Between which values the containment |A ∩ B| / min(|A|, |B|) very likely lies.
+    """Between which values the likeness of two sets very likely lies.
 
-    The bounds are those of the Jaccard index by Wilson's score interval (1927) at `DEVIATIONS`,
-    turned into containments by |A ∩ B| = J · (|A| + |B|) / (1 + J). So a small set in a large one,
-    which have a Jaccard index near 0, are not taken for different: their bounds lie far apart.
+    The bounds are those of the Jaccard index by Wilson's score interval (1927) at `DEVIATIONS`. For
+    the containment they are turned by |A ∩ B| = J · (|A| + |B|) / (1 + J), so a small set in a
+    large one, which have a Jaccard index near 0, are not taken for different: their bounds lie far
+    apart.
 
     Args:
       estimates: of the Jaccard index, float [p].
       first_sizes: |A|, int [p].
       second_sizes: |B|, int [p].
+      measure: one of `shingles.MEASURES`.
 
     Returns:
       Lower and upper bounds, float64 [p]; both 0 where a set is empty.
@@ -72,11 +74,13 @@ def containment_bounds(
     squared = DEVIATIONS**2 / SLOTS
     middle = (estimates + squared / 2) / (1 + squared)
     spread = np.sqrt(squared * (estimates * (1 - estimates) + squared / 4)) / (1 + squared)
-    smaller = np.minimum(first_sizes, second_sizes)
-    scale = (first_sizes + second_sizes) / np.maximum(smaller, 1)
-
-    def containment(jaccard: np.ndarray) -> np.ndarray:
-        jaccard = np.clip(jaccard, 0, 1)
-        return np.where(smaller > 0, np.clip(jaccard / (1 + jaccard) * scale, 0, 1), 0.0)
-
-    return containment(middle - spread), containment(middle + spread)
+    smaller, larger = np.minimum(first_sizes, second_sizes), np.maximum(first_sizes, second_sizes)
+    low, high = np.clip(middle - spread, 0, 1), np.clip(middle + spread, 0, 1)
+    if measure == "jaccard":
+        # What is shared is no more than the smaller set.
+        high = np.minimum(high, smaller / np.maximum(larger, 1))
+        low = np.minimum(low, high)
+    else:
+        scale = (smaller + larger) / np.maximum(smaller, 1)
+        low, high = (np.clip(bound / (1 + bound) * scale, 0, 1) for bound in (low, high))
+    return np.where(smaller > 0, low, 0.0), np.where(smaller > 0, high, 0.0)

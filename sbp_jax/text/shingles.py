@@ -83,6 +83,9 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / union if union else 0.0
 
 
+MEASURES = {"containment": containment, "jaccard": jaccard}
+
+
 @functools.lru_cache(maxsize=1 << 18)  # a corpus has few distinct words, and blake2b is slow
 def _word_hash(word: str) -> int:
     # surrogatepass: a lone surrogate is text too, and must not end the stage that meets it
