@@ -1,13 +1,17 @@
-"""Neighbour search: recall, queries a second beside faiss at equal recall, memory as forecast.
+"""Pairs: recall, queries a second beside faiss at equal recall, memory, shards, near-duplicates.
 
-    .venv/bin/python benchmarks/pair.py [--json] [--vectors=200000 | --million] [--real=100000]
-        [--peers=DIR]
+    .venv/bin/python benchmarks/pair.py [--json] [--vectors=1000000] [--real=200000] [--peers=DIR]
 
 Two sets of unit vectors of 256 dimensions: clustered synthetic ones, and TF-IDF + SVD of the
 demo's docstrings, with pieces of the installed packages' source files up to the size. Queries are
 held out. Each index is built once in a fresh process on all cores, and asked by a small grid of
 settings; of those that find 97% of the nearest ten the fastest counts. `recall_at_10` is that of
-the project's defaults.
+the project's defaults. Above the sets stand the least of their recalls and ratios and the worst
+forecast.
+
+Then parts of the clustered set are built for the forecast of memory; one is searched in eight
+shards, by one worker on one core and by as many as there are cores; and of documents each pair is
+held against its true Jaccard index.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ TARGET = 0.97
 REPEATS = 3
 PIECE = 800  # characters of a source file
 PEERS = {"faiss": ["faiss-cpu==1.15.1", "numpy"]}
+PARTS = (100_000, 300_000)  # of the clustered set, whose memory is forecast
+SHARDED, SHARDS, ASKED = 200_000, 8, 100_000  # vectors in shards, and queries
+DOCUMENTS = 5_000  # of which all pairs are compared
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.4)  # of leaves or lists that are searched
 GRIDS: dict[str, list[dict[str, int]]] = {
     "hnsw": [{"efSearch": ef} for ef in (16, 32, 64, 128, 256, 512)],
@@ -78,7 +85,7 @@ def real(count: int) -> np.ndarray:
     texts = [document.text for document in docstrings.documents(min_characters=400)][:count]
     texts += [text for text, _ in zip(pieces(), range(count - len(texts)), strict=False)]
     run = artifacts.Run(pathlib.Path(), "embed")  # which this embedder reads nothing of
-    vectors = TfidfEmbedder(dimensions=DIMENSIONS).fit(run, texts)(texts)
+    vectors = TfidfEmbedder(dimensions=DIMENSIONS).fit(run, texts)(texts).vectors
     vectors = vectors[vectors.any(axis=1)]
     return vectors[np.random.default_rng(0).permutation(len(vectors))]
 
@@ -125,9 +132,143 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
         "build_seconds": seconds,
         "settings": settings,
         "recall_at_10": settings[0]["recall"],
+        "rates": rates(vectors.shape, settings),
         "forecast_bytes": expected,
         "peak_bytes": peak.bytes,
         "memory_forecast_error": expected / peak.bytes - 1,
+    }
+
+
+def rates(shape: tuple[int, int], settings: list[dict[str, Any]]) -> dict[str, float] | None:
+    """What `pair/cost.py` takes for granted, in bytes that a core reads a second."""
+    from sbp_jax.pair import cost, scann_search
+
+    names = [field.name for field in dataclasses.fields(scann_search.SearchPlan)]
+    plans = [scann_search.SearchPlan(**{n: s[n] for n in names}) for s in settings]
+    if len(plans) < 4:
+        return None
+    read = np.array([[*cost.read_by_query(*shape, plan), 1] for plan in plans], float)
+    seconds = np.array([(os.cpu_count() or 1) / s["queries_per_s"] for s in settings])
+    (hashed, ordered, _), *_ = np.linalg.lstsq(
+        read / seconds[:, None], np.ones(len(plans)), rcond=None
+    )
+    return {"hashed": 1 / hashed, "ordered": 1 / ordered}
+
+
+def forecast(case: dict[str, Any]) -> dict[str, Any]:
+    """The memory of building and asking once."""
+    from scann.scann_ops.py import scann_ops_pybind
+
+    from sbp_jax.pair import memory, search
+
+    assert scann_ops_pybind
+    with PeakMemory() as peak:
+        vectors = np.load(case["vectors"])
+        started = time.perf_counter()
+        index = search.ScannSearch().build(vectors, 10)
+        seconds = time.perf_counter() - started
+        index.find(vectors[:QUERIES], 10)
+    expected = memory.forecast(*vectors.shape, "scann", neighbours=10)
+    return {
+        "vectors": len(vectors),
+        "build_seconds": seconds,
+        "forecast_bytes": expected,
+        "peak_bytes": peak.bytes,
+        "memory_forecast_error": expected / peak.bytes - 1,
+    }
+
+
+def searched(case: dict[str, Any]) -> dict[str, Any]:
+    """Neighbours of stored vectors in so many shards by so many workers: seconds and recall."""
+    from sbp_jax.pair import search
+    from sbp_jax.pair.vectors import open_vectors
+
+    if case["cores"] == 1:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    vectors = open_vectors(case["folder"], "train")
+    asked = vectors.part(0, ASKED)
+    started = time.perf_counter()
+    found, _ = search.neighbours(
+        vectors,
+        asked,
+        11,
+        search.ScannSearch(),
+        work=case["work"],
+        identity={},
+        shards=case["shards"],
+        runner="inline" if case["cores"] == 1 else "DirectRunner",
+    )
+    seconds = time.perf_counter() - started
+    found = found[:, 1:]  # each is its own nearest
+    own = np.arange(len(found))[:, None]
+    recall = search.recall(
+        vectors, asked, np.concatenate([own, found], 1), sample=QUERIES, same=True
+    )
+    return {"seconds": seconds, "queries_per_s": ASKED / seconds, "recall_at_10": recall}
+
+
+def shards(vectors: np.ndarray) -> dict[str, Any]:
+    """One index, and shards by one worker and by several."""
+    from etils import epath
+
+    from sbp_jax.pair.vectors import write_shard
+
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = epath.Path(name) / "vectors"
+        for number, part in enumerate(np.array_split(vectors, 4)):
+            write_shard(folder, "train", number, [f"{number}-{i}" for i in range(len(part))], part)
+        cores = os.cpu_count() or 1
+        for part, count, workers in (
+            ("one_index", 1, 1),
+            ("one_worker", SHARDS, 1),
+            ("all_workers", SHARDS, cores),
+        ):
+            work = os.path.join(name, part)
+            case = {"folder": str(folder), "work": work, "shards": count, "cores": workers}
+            found[part] = here("searched", case)
+    one, all_ = found["one_worker"], found["all_workers"]
+    return {
+        "vectors": len(vectors),
+        "shards": SHARDS,
+        "queries": ASKED,
+        "workers": cores,
+        "throughput": all_["queries_per_s"] / one["queries_per_s"],
+        "recall_difference": all_["recall_at_10"] - found["one_index"]["recall_at_10"],
+        **found,
+    }
+
+
+def near_duplicates() -> dict[str, Any]:
+    """The filter by signatures on all pairs, against the Jaccard index of all of them."""
+    import scipy.sparse
+
+    from sbp_jax.data.documents import Document
+    from sbp_jax.pair import filters
+    from sbp_jax.text.shingles import shingles
+    from tasks import docstrings
+
+    texts = [document.text for document in docstrings.documents(min_characters=400)]
+    chosen = np.random.default_rng(0).permutation(len(texts))[:DOCUMENTS]
+    documents = [Document(str(i), texts[i]) for i in chosen]
+    sets = [shingles(document.text) for document in documents]
+    _, columns = np.unique(np.concatenate(sets), return_inverse=True)
+    sizes = np.array([len(one) for one in sets])
+    rows = np.repeat(np.arange(len(sets)), sizes)
+    stands = scipy.sparse.csr_array((np.ones(len(rows), np.int32), (rows, columns)))
+    shared = (stands @ stands.T).toarray()
+    first, second = np.triu_indices(len(sets), 1)
+    shared = shared[first, second]
+    wanted = shared / (sizes[first] + sizes[second] - shared) > 0.5
+    started = time.perf_counter()
+    found = filters.near_duplicates(documents, documents, 0.5, "minhash", "jaccard")(first, second)
+    return {
+        "documents": len(sets),
+        "pairs": len(first),
+        "near_duplicates": int(wanted.sum()),
+        "precision": float((found & wanted).sum() / found.sum()),
+        "recall": float((found & wanted).sum() / wanted.sum()),
+        "seconds": time.perf_counter() - started,
     }
 
 
@@ -165,6 +306,12 @@ def output(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def here(function: str, case: dict[str, Any]) -> dict[str, Any]:
+    """What a function of this file gives in a fresh process."""
+    code = f"import sys, json, pair; print(json.dumps(pair.{function}(json.loads(sys.argv[1]))))"
+    return output([sys.executable, "-c", code, json.dumps(case)])
+
+
 def fastest(found: dict[str, Any]) -> dict[str, Any] | None:
     """Of the settings that reach the recall the one with most queries a second."""
     enough = [setting for setting in found["settings"] if setting["recall"] >= TARGET]
@@ -176,7 +323,7 @@ def compare(vectors: np.ndarray, peers: pathlib.Path) -> dict[str, Any]:
     from sbp_jax.pair import search
 
     held_out, index = vectors[:QUERIES], vectors[QUERIES:]
-    truth, _ = search.neighbours(index, held_out, 10, search.ExactSearch())
+    truth, _ = search.ExactSearch().build(index, 10).find(held_out, 10)
     lists = round(len(index) ** 0.5)
     grids = {
         **GRIDS,
@@ -192,8 +339,7 @@ def compare(vectors: np.ndarray, peers: pathlib.Path) -> dict[str, Any]:
         folder = pathlib.Path(name)
         for part, array in (("vectors", index), ("queries", held_out), ("truth", truth)):
             np.save(folder / f"{part}.npy", array)
-        code = "import sys, json, pair; print(json.dumps(pair.ours(json.loads(sys.argv[1]))))"
-        found["ours"] = output([sys.executable, "-c", code, json.dumps({"folder": name})])
+        found["ours"] = here("ours", {"folder": name})
         for kind, grid in grids.items():
             case = {"kind": kind, "folder": name, "grid": grid, "repeats": REPEATS}
             case["threads"] = os.cpu_count()
@@ -220,7 +366,7 @@ def compare(vectors: np.ndarray, peers: pathlib.Path) -> dict[str, Any]:
         "dimensions": vectors.shape[1],
         "queries": len(held_out),
         "target_recall": TARGET,
-        **{k: found["ours"][k] for k in ("recall_at_10", "memory_forecast_error")},
+        **{k: found["ours"][k] for k in ("recall_at_10", "memory_forecast_error", "rates")},
         "ratio": ratio,
         "best": best,
         "build_seconds": {part: values["build_seconds"] for part, values in found.items()},
@@ -234,30 +380,72 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     parser.add_argument("--peers", type=pathlib.Path, default=pathlib.Path(cache) / "sbp_jax/peers")
-    parser.add_argument("--vectors", type=int, default=200_000, help="synthetic ones; 0 for none")
-    parser.add_argument("--million", action="store_true", help="of synthetic ones")
-    parser.add_argument("--real", type=int, default=100_000, help="of texts; 0 for none")
+    parser.add_argument("--vectors", type=int, default=1_000_000, help="synthetic ones; 0: none")
+    parser.add_argument("--real", type=int, default=200_000, help="of texts; 0: none")
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args()
     sys.path.insert(0, str(HERE.parent))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    result = {}
-    if count := 1_000_000 if flags.million else flags.vectors:
-        result["clustered"] = compare(clustered(count + QUERIES), flags.peers)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sets, forecasts, sharded = {}, [], None
+    if flags.vectors:
+        vectors = clustered(flags.vectors + QUERIES)
+        sets["clustered"] = compare(vectors, flags.peers)
+        for part in (part for part in PARTS if part < flags.vectors):
+            with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+                np.save(file, vectors[:part])
+                file.flush()
+                forecasts.append(here("forecast", {"vectors": file.name}))
+        if len(vectors) >= SHARDED:
+            sharded = shards(vectors[:SHARDED])
+        del vectors
     if flags.real:
-        result["real"] = compare(real(flags.real + QUERIES), flags.peers)
-    if flags.json:
-        print(json.dumps(result, indent=2))
-        return
-    for name, values in result.items():
-        print(f"{name}: {values['vectors']:,} vectors of {values['dimensions']} dimensions")
-        print(f"  recall@10 by default     {values['recall_at_10']:.4f}")
-        print(f"  forecast of memory       {100 * values['memory_forecast_error']:+.1f}%")
+        sets["real"] = compare(real(flags.real + QUERIES), flags.peers)
+    result = {**summary(sets, forecasts), "sets": sets, "forecasts": forecasts}
+    result |= {"shards": sharded, "near_duplicates": near_duplicates()}
+    print(json.dumps(result, indent=2) if flags.json else table(result))
+
+
+def summary(sets: dict[str, Any], forecasts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The worst of all sets."""
+    peers = {peer for values in sets.values() for peer in values["ratio"]}
+    ratios = {peer: [v["ratio"][peer] for v in sets.values()] for peer in sorted(peers)}
+    errors = [v["memory_forecast_error"] for v in [*sets.values(), *forecasts]]
+    return {
+        "recall_at_10": min((v["recall_at_10"] for v in sets.values()), default=None),
+        "ratio": {peer: None if None in r else min(r) for peer, r in ratios.items()},
+        "memory_forecast_error": max(errors, key=abs, default=None),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """For people."""
+    lines = []
+    for name, values in result["sets"].items():
+        lines += [
+            f"{name}: {values['vectors']:,} vectors of {values['dimensions']} dimensions",
+            f"  recall@10 by default     {values['recall_at_10']:.4f}",
+            f"  forecast of memory       {100 * values['memory_forecast_error']:+.1f}%",
+        ]
         for part, ratio in values["ratio"].items():
             shown = f"{ratio:.2f}" if ratio else f"none: {values['absent'].get(part)}"
-            print(f"  ratio to {part:<15} {shown}")
+            lines.append(f"  ratio to {part:<15} {shown}")
         for part, seconds in values["build_seconds"].items():
-            print(f"  {part} built in {seconds:.1f} s")
+            lines.append(f"  {part} built in {seconds:.1f} s")
+    for one in result["forecasts"]:
+        error = 100 * one["memory_forecast_error"]
+        lines.append(f"forecast of memory at {one['vectors']:,} vectors: {error:+.1f}%")
+    if one := result["shards"]:
+        lines.append(
+            f"{one['shards']} shards: recall {one['recall_difference']:+.4f} beside one index, "
+            f"{one['throughput']:.2f} × the queries a second with {one['workers']} workers"
+        )
+    one = result["near_duplicates"]
+    lines.append(
+        f"near-duplicates: precision {one['precision']:.4f}, recall {one['recall']:.4f} of "
+        f"{one['near_duplicates']} among {one['pairs']:,} pairs"
+    )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import pytest
 
 from sbp_jax import cli
 from sbp_jax.errors import UserError
-from sbp_jax.plan import hlo, stage, topology
+from sbp_jax.pair import cost
+from sbp_jax.pair.scann_search import ScannSearch
+from sbp_jax.plan import hlo, searches, stage, topology
 from sbp_jax.plan.programs import Program, TrainStep, compile_train_step
 from sbp_jax.plan.stage import PlanConfig  # noqa: F401  (gin must know it)
 
@@ -55,6 +57,8 @@ ENTRY %main (a: f32[2]) -> f32[2] {
   %splash_fwd.12 = bf16[8,4]{1,0} custom-call(%a), custom_call_target="tpu_custom_call"
   %all-reduce-start.1 = (f32[10]{0}, s8[6]{0}) all-reduce-start(%a), to_apply=%add
   %cond.1 = f32[2]{0} conditional(%p, %a, %a), branch_computations={%little, %large}
+  %top_k.4 = (f32[8,100]{0,1}, s32[8,100]{0,1}) sort(%a, %a), dimensions={1}, to_apply=%less
+  %gather.5 = f32[2]{0} fusion(%a), backend_config={"estimated_cycles":"9223372036854775807"}
   ROOT %fusion.9 = f32[2]{0} fusion(%a), kind=kLoop, backend_config={"estimated_cycles":"1000"}
 }
 """
@@ -80,10 +84,13 @@ def test_cycles_and_collectives_are_summed_as_often_as_they_run():
         "all-reduce": hlo.Collective(1, 46),
     }
     assert found.kernels == {"splash_fwd": 1}
+    # Of 128 places, the 7 doublings of a bitonic network have 1 to 7 stages.
+    assert found.compared == 8 * 128 * (1 + 2 + 3 + 4 + 5 + 6 + 7)
 
 
 def test_a_model_is_planned_for_a_slice(model, capsys):
-    assert plan("--topology=v5e:2x2", "--json", "--hlo=kept", "--verbosity=error") == 0
+    search = "--gin.PlanConfig.documents=1_000_000"
+    assert plan("--topology=v5e:2x2", "--json", "--hlo=kept", "--verbosity=error", search) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["chips"] == 4
     assert found["batch_size"] == 16
@@ -92,11 +99,22 @@ def test_a_model_is_planned_for_a_slice(model, capsys):
     assert 1e6 < found["bytes_per_chip"] < 1e9
     assert 0 < found["mfu"] < 1
     assert found["step_seconds"] == found["compiler_seconds"] + found["kernel_seconds"]
+    assert found["sort_seconds"] == 0
     assert found["kernel_seconds"] > 0
     assert found["collectives"]["all-gather"]["bytes"] > 0
-    assert set(found["programs"]) == {"pretrain", "prefill", "decode"}
+    assert set(found["programs"]) == {"pretrain", "prefill", "decode", "search"}
+    assert found["programs"]["search"]["sort_seconds"] > 0
+    assert found["searches"]["exact"]["fits"]
+    # Six passes of bfloat16 a product of float32, by four chips of 197 TFLOP/s.
+    seconds = found["programs"]["search"]["step_seconds"]
+    ideal = 6 * 2 * 1e6 * 1024 * 1024 / (4 * 197e12)
+    assert ideal < seconds < 4 * ideal
+    hours = found["searches"]["exact"]["hours"]
+    assert hours == pytest.approx(977 * seconds / 3600)
+    assert found["searches"]["exact"]["chip_hours"] == 4 * hours
+    assert found["searches"]["scann"]["shards"] == 1
     texts = {path.name: path.read_text() for path in pathlib.Path("kept").iterdir()}
-    assert set(texts) == {"train_step.hlo", "prefill.hlo", "decode.hlo"}
+    assert set(texts) == {"train_step.hlo", "prefill.hlo", "decode.hlo", "search.hlo"}
     assert hlo.estimate(texts["train_step.hlo"]).cycles == found["compiler_cycles"]
     assert "splash" in texts["train_step.hlo"]
 
@@ -120,10 +138,30 @@ def test_out_of_memory_is_an_answer(model, capsys):
     assert "ComputeConfig.remat" in said
 
 
+def test_a_search_by_scann_is_planned_for_machines_of_a_size():
+    corpus = searches.Corpus(582_000_000, 1024, 201)
+    found, larger = (
+        searches.by_scann(corpus, ScannSearch(), int(size * 1e9)) for size in (128, 512)
+    )
+    assert found["shards"] > larger["shards"] > 1
+    assert found["bytes_per_shard"] <= 128e9
+    assert found["core_hours"] > found["build_core_hours"] > 0
+    # A tenth of the leaves of all shards: a tenth of 149 GB of hashes for each query.
+    hashes = 582e6 * 582e6 * 1024 / 4 / 10 / cost.HASHED / 3600
+    assert found["core_hours"] > hashes
+    assert found["core_hours"] < 1.5 * hashes
+    with pytest.raises(UserError, match=r"host_gigabytes = 0.5: no search fits"):
+        searches.by_scann(corpus, ScannSearch(), int(0.5e9))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--topology is missing"),
+        (
+            ["--topology=v5e:2x2", "--gin.PlanConfig.documents=0"],
+            "PlanConfig.documents = 0: expected at least 1",
+        ),
         (["--topology=v5p:4x4"], "expected one of v4:AxBxC up to 16x16x16, v5e:AxB"),
         (["--topology=v9:2x2"], "--topology=v9:2x2: unknown"),
         (["--topology=v5e:32x16"], "larger than a pod of v5e"),

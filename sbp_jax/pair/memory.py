@@ -3,8 +3,9 @@
 The arithmetic of ScaNN's parts, with N vectors of D dimensions: float32 vectors 4·N·D as they are
 read and as much again as ScaNN keeps them; hashes of four bits for two dimensions, N·D/4, twice
 while they are packed; centroids 4·D a leaf; while a tree is built the residuals, 4·N·D; and the
-sample that leaves and hashes are learned from, twice. The factors are measured ones (benchmarks/
-pair.py holds the sum against the peak of a process).
+sample that leaves and hashes are learned from, twice. Of exact search: the vectors as they are read
+and as the devices have them, and the products of a run of blocks, twice. The factors are measured
+ones (benchmarks/pair.py holds the sum against the peak of a process).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def forecast(
     *,
     neighbours: int = 200,
     devices: int = 1,
+    itemsize: int = FLOAT,
     plan: scann_search.SearchPlan | None = None,
 ) -> int:
     """Bytes at the peak of building an index and asking it, the vectors as they are read included.
@@ -39,15 +41,16 @@ def forecast(
       neighbours: of a query.
       devices: that share this machine's memory; for `exact` on an accelerator the vectors lie a
         second time in the memory of the devices, and not in the machine's.
+      itemsize: bytes of a number on the devices, for `exact`.
       plan: of ScaNN; None for the one chosen by size.
     """
     raw = FLOAT * vectors * dimensions
     if kind == "exact":
-        block = exact.BLOCK * devices
-        placed = FLOAT * dimensions * -(-max(vectors, 1) // block) * block
-        # The products of a block beside the best so far, their numbers, and both in new order.
-        asked = 6 * FLOAT * devices * exact.QUERIES * (exact.BLOCK + neighbours)
-        return raw + placed + asked
+        runs, blocks = exact.runs_of(vectors, devices)
+        placed = itemsize * dimensions * runs * blocks * exact.BLOCK
+        # And of those in the best groups, their numbers and both in new order.
+        products = 2 * blocks * exact.BLOCK + 4 * neighbours * exact.GROUP
+        return raw + placed + FLOAT * devices * exact.QUERIES * products
     if kind != "scann":
         raise UserError(f"search kind {kind!r}: expected 'scann' or 'exact'")
     plan = plan or scann_search.plan(vectors, neighbours)
@@ -108,6 +111,7 @@ def refuse_what_does_not_fit(
     shards: int = 1,
     at_once: Callable[[int], int] = lambda shards: 1,
     devices: int = 1,
+    itemsize: int = FLOAT,
     plan: Callable[[int, int], scann_search.SearchPlan] = scann_search.plan,
     available: int | None = None,
 ) -> None:
@@ -121,6 +125,7 @@ def refuse_what_does_not_fit(
       shards: into which the vectors are dealt.
       at_once: how many of so many shards are searched at the same time on this machine.
       devices: that share its memory.
+      itemsize: bytes of a number on them.
       plan: ScaNN's, of the vectors of a shard and neighbours.
       available: bytes; None for what this machine says.
 
@@ -138,6 +143,7 @@ def refuse_what_does_not_fit(
             kind,
             neighbours=neighbours,
             devices=devices,
+            itemsize=itemsize,
             plan=plan(each, neighbours),
         )
         return at_once(shards) * (one + RUNTIME)

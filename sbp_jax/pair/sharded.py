@@ -22,7 +22,7 @@ from sbp_jax import artifacts
 from sbp_jax.data import engine
 from sbp_jax.errors import UserError
 from sbp_jax.pair import memory
-from sbp_jax.pair.exact import ExactSearch
+from sbp_jax.pair.exact import SIZES, ExactSearch
 from sbp_jax.pair.scann_search import ScannSearch
 
 QUERIES = 65_536  # that are in memory at once
@@ -271,6 +271,7 @@ def refuse_what_does_not_fit(
         shards=shards,
         at_once=lambda shards: min(shards, cores) if runner == engine.LOCAL else 1,
         devices=_devices_of_memory(search),
+        itemsize=SIZES[search.dtype] if isinstance(search, ExactSearch) else memory.FLOAT,
         plan=ScannSearch().plan if isinstance(search, ExactSearch) else search.plan,
         available=available,
     )

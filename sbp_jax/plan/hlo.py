@@ -1,14 +1,17 @@
 """What the TPU compiler expects of a compiled program, read from its optimised HLO text.
 
 The compiler notes `estimated_cycles` at each fusion. They are summed along the calls, the body of a
-loop as often as it runs, of a conditional the dearer branch. Pallas kernels and what moves between
-chips carry no such note: kernels are counted, collectives too, with the bytes of their results.
+loop as often as it runs, of a conditional the dearer branch. Pallas kernels, sorts and what moves
+between chips carry no such note: kernels are counted, collectives too, with the bytes of their
+results, and of sorts the comparisons of a bitonic network (K. Batcher, "Sorting networks and their
+applications", 1968).
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -26,6 +29,8 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN = 2**62  # what the compiler notes where it cannot tell
+_DIMENSION = re.compile(r"dimensions=\{(\d+)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LOOP = re.compile(r"condition=%([^,\s]+), body=%([^,\s]+)")
 _BRANCHES = re.compile(
@@ -54,11 +59,13 @@ class Estimate:
       cycles: of all fusions.
       collectives: by kind.
       kernels: how often each Pallas kernel runs.
+      compared: elements times stages of all sorts.
     """
 
     cycles: int
     collectives: Mapping[str, Collective]
     kernels: Mapping[str, int]
+    compared: int = 0
 
 
 def estimate(text: str) -> Estimate:
@@ -66,20 +73,22 @@ def estimate(text: str) -> Estimate:
     computations, entry = _computations(text)
     total = _Total(computations)
     total.add(entry, 1)
-    return Estimate(total.cycles, dict(total.collectives), dict(total.kernels))
+    return Estimate(total.cycles, dict(total.collectives), dict(total.kernels), total.compared)
 
 
 class _Total:
     def __init__(self, computations: Mapping[str, list[str]]):
         self.computations = computations
         self.cycles = 0
+        self.compared = 0
         self.collectives: dict[str, Collective] = {}
         self.kernels: collections.Counter[str] = collections.Counter()
 
     def add(self, name: str, times: int) -> None:
         """Adds a computation that runs so many times."""
         for line in self.computations.get(name, ()):
-            if cycles := _CYCLES.search(line):
+            cycles = _CYCLES.search(line)
+            if cycles and int(cycles[1]) < _UNKNOWN:
                 self.cycles += times * int(cycles[1])
             if instruction := _INSTRUCTION.match(line):
                 self._count(instruction, times)
@@ -106,6 +115,13 @@ class _Total:
             self.collectives[kind] = Collective(
                 before.count + times, before.bytes + times * size_of(shape)
             )
+        along_which = _DIMENSION.search(instruction.string, instruction.end())
+        if kind == "sort" and (array := _ARRAY.search(shape)) and along_which:
+            sizes = [int(size) for size in array[2].split(",")]
+            along = sizes[int(along_which[1])]
+            doublings = (along - 1).bit_length()
+            padded = math.prod(sizes) // along << doublings
+            self.compared += times * padded * doublings * (doublings + 1) // 2
         if kind == "custom-call" and "tpu_custom_call" in instruction.string:
             self.kernels[re.sub(r"[.\d]+$", "", name)] += times
 

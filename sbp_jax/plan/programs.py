@@ -25,6 +25,8 @@ from sbp_jax.train.step import abstract_state, make_train_step
 
 # The compiler gives no estimate for attention kernels: they are taken to reach half of the peak.
 KERNEL_EFFICIENCY = 0.5
+# Nor for sorts: of each two keys and what goes with them the smaller and the larger are chosen.
+OPERATIONS_OF_A_COMPARISON = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Program:
       fits: whether it fits the chip's memory.
       bytes_per_chip: all that the compiler sets aside, arguments included, and the program.
       hbm_bytes: the chip's memory.
-      seconds: of one run: `compiler_seconds` and `kernel_seconds`; None if it does not fit.
+      seconds: of one run: the three below; None if it does not fit.
       compiler_seconds: the compiler's estimate, all but kernels.
       kernel_seconds: of attention kernels, at half of the chip's peak.
+      sort_seconds: of sorts, counted as networks of comparisons.
       compiler_cycles: `compiler_seconds` in cycles of the chip.
       flops: model FLOPs of one run, of all chips together.
       mfu: model FLOPs per second over the chips' peak.
@@ -66,6 +69,7 @@ class Program:
     seconds: float | None = None
     compiler_seconds: float | None = None
     kernel_seconds: float | None = None
+    sort_seconds: float | None = None
     compiler_cycles: int | None = None
     flops: float | None = None
     mfu: float | None = None
@@ -108,7 +112,9 @@ def compile_train_step(step: TrainStep, topology: Topology) -> Program:
     flops = tokens * train_flops_per_token(step.model, step.length)
     c = step.model
     attention = 6.0 * c.layers * step.length * c.heads * c.head_size * tokens
-    return _compile(lambda: function.lower(state, batch, key, scalar), topology, flops, attention)
+    return compile_program(
+        lambda: function.lower(state, batch, key, scalar), topology, flops, attention
+    )
 
 
 def compile_sampler(
@@ -140,15 +146,15 @@ def compile_sampler(
         return lambda: jax.jit(function, donate_argnums=1).lower(weights, *arguments)
 
     return {
-        "prefill": _compile(lower(programs.prefill, state, prompts), one_chip),
-        "decode": _compile(lower(programs.step, state), one_chip),
+        "prefill": compile_program(lower(programs.prefill, state, prompts), one_chip),
+        "decode": compile_program(lower(programs.step, state), one_chip),
     }
 
 
-def _compile(
+def compile_program(
     lower: Callable[[], Any], topology: Topology, flops: float = 0.0, kernel_flops: float = 0.0
 ) -> Program:
-    """Compiles and reads the result; out of memory is one."""
+    """Compiles what `lower` lowers and reads the result; out of memory is one."""
     chip, started = topology.chip, time.monotonic()
     lowered = lower()
     try:
@@ -164,7 +170,8 @@ def _compile(
     size = memory.total_allocation_bytes + memory.generated_code_size_in_bytes
     peak = chip.peak_flops * topology.chips
     kernels = kernel_flops / (KERNEL_EFFICIENCY * peak) if found.kernels else 0.0
-    seconds = found.cycles / chip.clock + kernels
+    sorts = found.compared * OPERATIONS_OF_A_COMPARISON / chip.vector_flops
+    seconds = found.cycles / chip.clock + kernels + sorts
     return Program(
         fits=size <= chip.hbm_bytes,
         bytes_per_chip=size,
@@ -172,6 +179,7 @@ def _compile(
         seconds=seconds,
         compiler_seconds=found.cycles / chip.clock,
         kernel_seconds=kernels,
+        sort_seconds=sorts,
         compiler_cycles=found.cycles,
         flops=flops,
         mfu=flops / (seconds * peak) if flops else None,

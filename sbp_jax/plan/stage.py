@@ -15,7 +15,10 @@ from sbp_jax.data import loader
 from sbp_jax.errors import UserError
 from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import DecoderConfig, parameter_count
+from sbp_jax.pair.exact import ExactSearch
+from sbp_jax.pair.scann_search import ScannSearch
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
+from sbp_jax.plan import searches
 from sbp_jax.plan import topology as topologies
 from sbp_jax.plan.programs import Program, TrainStep, compile_sampler, compile_train_step
 from sbp_jax.plan.topology import Topology
@@ -39,6 +42,9 @@ class PlanConfig:
       prompt_length: of the sampler, where `synthesize` is not set.
       max_length: the same.
       slots: the same.
+      documents: whose neighbours are to be found; None leaves the searches out.
+      dimensions: of their vectors.
+      host_gigabytes: memory of a machine that searches on its CPUs.
     """
 
     length: int = 4096
@@ -47,6 +53,15 @@ class PlanConfig:
     prompt_length: int = 1024
     max_length: int = 1024
     slots: int = 64
+    documents: int | None = None
+    dimensions: int = 1024
+    host_gigabytes: float = 256.0
+
+    def __post_init__(self):
+        for name in ("documents", "dimensions", "host_gigabytes"):
+            value = getattr(self, name)
+            if value is not None and not value >= 1:
+                raise UserError(f"PlanConfig.{name} = {value}: expected at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +100,13 @@ def plan(slice_name: str, slices: int, as_json: bool, hlo_directory: str | None)
     logging.info("compiling the sampler for one chip of it")
     first = next(iter(trainings.values())).step
     programs |= compile_sampler(first.model, _sampler(first.model), topology)
+    found: dict[str, Any] = {}
+    if PlanConfig().documents:
+        found, programs_of_search = _searches(topology)
+        programs |= programs_of_search
     if hlo_directory:
         _keep(epath.Path(hlo_directory), programs)
-    result = _result(topology, trainings, programs)
+    result = _result(topology, trainings, programs) | {"searches": found}
     print(json.dumps(result, indent=2) if as_json else _table(result))
     return 0 if result["fits"] else DOES_NOT_FIT
 
@@ -160,6 +179,24 @@ def _sampler(model: DecoderConfig) -> SamplerConfig:
     )
 
 
+def _searches(topology: Topology) -> tuple[dict[str, Any], dict[str, Program]]:
+    """What it takes to find the neighbours of all documents, by each kind of search."""
+    settings = PlanConfig()
+    assert settings.documents is not None
+    neighbours = _bound("pairs", "pair").get("neighbours", 200)
+    corpus = searches.Corpus(settings.documents, settings.dimensions, neighbours + 1)
+    with gin.config_scope("pairs"):
+        scann, exact = ScannSearch(), ExactSearch()
+    found, program = searches.exactly(corpus, exact, topology)
+    if settings.price is not None and found["chip_hours"] is not None:
+        found["dollars"] = found["chip_hours"] * settings.price
+    host_bytes = int(1e9 * settings.host_gigabytes)
+    return {
+        "exact": found,
+        "scann": searches.by_scann(corpus, scann, host_bytes),
+    }, {"search": program}
+
+
 def _keep(directory: epath.Path, programs: dict[str, Program]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for name, program in programs.items():
@@ -225,6 +262,8 @@ def _remedies(programs: dict[str, Program]) -> list[str]:
                 f"{name}: take ComputeConfig.remat = 'minimal' or 'full', fewer rows a chip "
                 "(train.accumulation_steps), a smaller ComputeConfig.loss_block, or more chips"
             )
+        elif name == "search" and not program.fits:
+            found.append("search: take more chips, or fewer PlanConfig.documents")
         elif not program.fits:
             found.append(
                 f"{name}: take fewer synthesize.slots or prefill_rows, or a shorter max_length"
@@ -272,6 +311,28 @@ def _table(result: dict[str, Any]) -> str:
                 "" if dollars is None else f"{dollars:,.0f}",
             )
         )
+    if found := result["searches"]:
+        lines += ["", _row("search", "shards", "GB each", "hours", "chip-hours", "core-hours")]
+        exact, scann = found["exact"], found["scann"]
+        hours, chip_hours = exact["hours"], exact["chip_hours"]
+        lines += [
+            _row(
+                "exact",
+                f"{exact['shards']:,}",
+                f"{result['chips'] * exact['bytes_per_chip'] / 1e9:,.0f}",
+                "" if hours is None else f"{hours:,.1f}",
+                "" if hours is None else f"{chip_hours:,.1f}",
+                "",
+            ),
+            _row(
+                "scann",
+                f"{scann['shards']:,}",
+                f"{scann['bytes_per_shard'] / 1e9:,.0f}",
+                "",
+                "",
+                f"{scann['core_hours']:,.1f}",
+            ),
+        ]
     lines += [
         "",
         "Times are the TPU compiler's estimates, with attention kernels taken to reach half of the",

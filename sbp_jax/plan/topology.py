@@ -22,6 +22,7 @@ class Chip:
       peak_flops: dense bf16, per second.
       bandwidth: of the memory, bytes per second.
       clock: of the matrix units, Hz; peak_flops over what one cycle can do.
+      cores: of a chip.
       dimensions: of a slice.
       pod: sizes of the largest slice.
     """
@@ -31,18 +32,24 @@ class Chip:
     peak_flops: float
     bandwidth: float
     clock: float
+    cores: int
     dimensions: int
     pod: tuple[int, ...]
+
+    @property
+    def vector_flops(self) -> float:
+        """Operations per second of the vector units: four a lane, of 8 × 128 lanes a core."""
+        return 4 * 8 * 128 * self.cores * self.clock
 
 
 _GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * _GIB, 275e12, 1.228e12, 1.05e9, 3, (16, 16, 16)),
-        Chip("v5e", 16 * _GIB, 197e12, 0.819e12, 1.5e9, 2, (16, 16)),
-        Chip("v5p", 95 * _GIB, 459e12, 2.765e12, 1.75e9, 3, (16, 16, 24)),
-        Chip("v6e", 32 * _GIB, 918e12, 1.64e12, 1.75e9, 2, (16, 16)),
+        Chip("v4", 32 * _GIB, 275e12, 1.228e12, 1.05e9, 2, 3, (16, 16, 16)),
+        Chip("v5e", 16 * _GIB, 197e12, 0.819e12, 1.5e9, 1, 2, (16, 16)),
+        Chip("v5p", 95 * _GIB, 459e12, 2.765e12, 1.75e9, 2, 3, (16, 16, 24)),
+        Chip("v6e", 32 * _GIB, 918e12, 1.64e12, 1.75e9, 1, 2, (16, 16)),
     )
 }
 
