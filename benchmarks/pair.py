@@ -5,9 +5,9 @@
 Two sets of unit vectors of 256 dimensions: clustered synthetic ones, and TF-IDF + SVD of the
 demo's docstrings, with pieces of the installed packages' source files up to the size. Queries are
 held out. Each index is built once in a fresh process on all cores, and asked by a small grid of
-settings; of those that find 97% of the nearest ten the fastest counts. `recall_at_10` is that of
-the project's defaults. Above the sets stand the least of their recalls and ratios and the worst
-forecast.
+settings; those that find 97% of the nearest ten the fastest are then timed in alternating rounds,
+of which the medians count. `recall_at_10` is that of the project's defaults. Above the sets stand
+the least of their recalls and ratios and the worst forecast.
 
 Then parts of the clustered set are built for the forecast of memory; one is searched in eight
 shards, by one worker on one core and by as many as there are cores; and of documents each pair is
@@ -44,9 +44,10 @@ PEERS = {"faiss": ["faiss-cpu==1.15.1", "numpy"]}
 PARTS = (100_000, 300_000)  # of the clustered set, whose memory is forecast
 SHARDED, SHARDS, ASKED = 200_000, 8, 100_000  # vectors in shards, and queries
 DOCUMENTS = 5_000  # of which all pairs are compared
-SHARES = (0.01, 0.03, 0.1, 0.2, 0.4)  # of leaves or lists that are searched
+ROUNDS = 5
+SHARES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2, 0.4)  # of leaves or lists that are searched
 GRIDS: dict[str, list[dict[str, int]]] = {
-    "hnsw": [{"efSearch": ef} for ef in (16, 32, 64, 128, 256, 512)],
+    "hnsw": [{"efSearch": ef} for ef in (16, 24, 32, 40, 48, 56, 64, 96, 128, 256)],
 }
 
 
@@ -90,8 +91,8 @@ def real(count: int) -> np.ndarray:
     return vectors[np.random.default_rng(0).permutation(len(vectors))]
 
 
-def ours(case: dict[str, Any]) -> dict[str, Any]:
-    """The project's index: what it takes to build, what it finds, and how fast."""
+def ours(case: dict[str, Any]) -> None:
+    """The project's index as `peers/faiss_search.py` prints theirs."""
     from scann.scann_ops.py import scann_ops_pybind  # its memory is no part of the forecast
 
     from sbp_jax.pair import memory, search
@@ -115,20 +116,24 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
             for reorder in (50, 100, 200, 400)
         ]
     settings = []
-    for plan in grid:
+
+    def ask(plan: Any) -> tuple[np.ndarray, float]:
         index.plan = plan
         times = []
         for _ in range(REPEATS):
             started = time.perf_counter()
             found, _ = index.find(queries, 10)
             times.append(time.perf_counter() - started)
+        return found, len(queries) / statistics.median(times)
+
+    for plan in grid:
+        found, rate = ask(plan)
         hits = [len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]
-        rate = len(queries) / statistics.median(times)
         settings.append(
             {**dataclasses.asdict(plan), "recall": float(np.mean(hits)), "queries_per_s": rate}
         )
     expected = memory.forecast(*vectors.shape, "scann", neighbours=10)
-    return {
+    result = {
         "build_seconds": seconds,
         "settings": settings,
         "recall_at_10": settings[0]["recall"],
@@ -137,6 +142,9 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": peak.bytes,
         "memory_forecast_error": expected / peak.bytes - 1,
     }
+    print(json.dumps(result), flush=True)
+    for line in sys.stdin:
+        print(ask(grid[int(line)])[1], flush=True)
 
 
 def rates(shape: tuple[int, int], settings: list[dict[str, Any]]) -> dict[str, float] | None:
@@ -272,6 +280,14 @@ def near_duplicates() -> dict[str, Any]:
     }
 
 
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": f"{HERE}:{HERE.parent}",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
 class PeakMemory:
     """By how much this process has grown at most, sampled."""
 
@@ -295,27 +311,53 @@ def _resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def output(command: list[str]) -> dict[str, Any]:
-    """What a command prints as JSON in its last line."""
-    environment = {"PYTHONPATH": f"{HERE}:{HERE.parent}", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no word"])[-1][:300])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Asked:
+    """A process that holds an index; what it prints first is `found`."""
+
+    def __init__(self, command: list[str], case: dict[str, Any]):
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
+        self.process = subprocess.Popen(
+            [*command, json.dumps(case)],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+        )
+        self.found: dict[str, Any] = json.loads(self._line())
+
+    def rate(self, setting: int) -> float:
+        """Queries a second by one of the settings."""
+        assert self.process.stdin is not None
+        print(setting, file=self.process.stdin, flush=True)
+        return float(self._line())
+
+    def end(self) -> None:
+        self.process.communicate()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        # Absl and TensorFlow may say something first.
+        while line := self.process.stdout.readline():
+            if line[0] in "{0123456789":
+                return line
+        self.process.wait()
+        self.errors.seek(0)
+        raise RuntimeError((self.errors.read().strip().splitlines() or ["no word"])[-1][:300])
 
 
 def here(function: str, case: dict[str, Any]) -> dict[str, Any]:
     """What a function of this file gives in a fresh process."""
     code = f"import sys, json, pair; print(json.dumps(pair.{function}(json.loads(sys.argv[1]))))"
-    return output([sys.executable, "-c", code, json.dumps(case)])
+    asked = Asked([sys.executable, "-c", code], case)
+    asked.end()
+    return asked.found
 
 
-def fastest(found: dict[str, Any]) -> dict[str, Any] | None:
+def fastest(found: dict[str, Any]) -> int | None:
     """Of the settings that reach the recall the one with most queries a second."""
-    enough = [setting for setting in found["settings"] if setting["recall"] >= TARGET]
-    return max(enough, key=lambda setting: setting["queries_per_s"], default=None)
+    enough = [i for i, setting in enumerate(found["settings"]) if setting["recall"] >= TARGET]
+    return max(enough, key=lambda i: found["settings"][i]["queries_per_s"], default=None)
 
 
 def compare(vectors: np.ndarray, peers: pathlib.Path) -> dict[str, Any]:
@@ -333,34 +375,45 @@ def compare(vectors: np.ndarray, peers: pathlib.Path) -> dict[str, Any]:
             for factor in (5, 10, 20, 40)
         ],
     }
-    found: dict[str, dict[str, Any]] = {}
+    asked: dict[str, Asked] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         for part, array in (("vectors", index), ("queries", held_out), ("truth", truth)):
             np.save(folder / f"{part}.npy", array)
-        found["ours"] = here("ours", {"folder": name})
+        code = "import sys, json, pair; pair.ours(json.loads(sys.argv[1]))"
+        asked["ours"] = Asked([sys.executable, "-c", code], {"folder": name})
         for kind, grid in grids.items():
             case = {"kind": kind, "folder": name, "grid": grid, "repeats": REPEATS}
             case["threads"] = os.cpu_count()
             try:
                 python = peer_python("faiss", peers, PEERS["faiss"])
                 script = str(HERE / "peers/faiss_search.py")
-                found[f"faiss_{kind}"] = output([python, script, json.dumps(case)])
+                asked[f"faiss_{kind}"] = Asked([python, script], case)
             except (RuntimeError, OSError, ValueError) as error:
                 absent[f"faiss_{kind}"] = str(error)
+    found = {part: one.found for part, one in asked.items()}
     best = {part: fastest(values) for part, values in found.items()}
     for part, setting in best.items():
-        print(f"{part}: {setting}", file=sys.stderr)
         if setting is None:
             most = max(s["recall"] for s in found[part]["settings"])
             absent[part] = f"recall {most:.4f} at most, expected {TARGET}"
-    ratio: dict[str, float | None] = {}
-    mine = best["ours"]
-    for kind in grids:
-        other = best.get(f"faiss_{kind}")
-        rates = mine and other and mine["queries_per_s"] / other["queries_per_s"]
-        ratio[f"faiss_{kind}"] = rates or None
+    chosen = {part: setting for part, setting in best.items() if setting is not None}
+    rounds: dict[str, list[float]] = {part: [] for part in chosen}
+    for _ in range(ROUNDS):
+        for part, setting in chosen.items():
+            rounds[part].append(asked[part].rate(setting))
+    for one in asked.values():
+        one.end()
+    rates_ = {part: statistics.median(values) for part, values in rounds.items()}
+    for part, setting in chosen.items():
+        print(f"{part}: {found[part]['settings'][setting]}, {rates_[part]:.0f}/s", file=sys.stderr)
+    ratio: dict[str, float | None] = {
+        f"faiss_{kind}": rates_["ours"] / rates_[f"faiss_{kind}"]
+        if {"ours", f"faiss_{kind}"} <= set(rates_)
+        else None
+        for kind in grids
+    }
     return {
         "vectors": len(index),
         "dimensions": vectors.shape[1],
@@ -368,7 +421,9 @@ def compare(vectors: np.ndarray, peers: pathlib.Path) -> dict[str, Any]:
         "target_recall": TARGET,
         **{k: found["ours"][k] for k in ("recall_at_10", "memory_forecast_error", "rates")},
         "ratio": ratio,
-        "best": best,
+        "best": {part: found[part]["settings"][setting] for part, setting in chosen.items()},
+        "queries_per_s": rates_,
+        "rounds": rounds,
         "build_seconds": {part: values["build_seconds"] for part, values in found.items()},
         "found": found,
         "absent": absent,
@@ -390,7 +445,6 @@ def main() -> None:
     sets, forecasts, sharded = {}, [], None
     if flags.vectors:
         vectors = clustered(flags.vectors + QUERIES)
-        sets["clustered"] = compare(vectors, flags.peers)
         for part in (part for part in PARTS if part < flags.vectors):
             with tempfile.NamedTemporaryFile(suffix=".npy") as file:
                 np.save(file, vectors[:part])
@@ -398,6 +452,7 @@ def main() -> None:
                 forecasts.append(here("forecast", {"vectors": file.name}))
         if len(vectors) >= SHARDED:
             sharded = shards(vectors[:SHARDED])
+        sets["clustered"] = compare(vectors, flags.peers)
         del vectors
     if flags.real:
         sets["real"] = compare(real(flags.real + QUERIES), flags.peers)

@@ -2,7 +2,8 @@
 
     python faiss_search.py CASE, as JSON: kind, folder, grid, threads, repeats
 
-Prints the seconds of building, and for each setting the recall@10 and queries a second.
+Prints the seconds of building, and for each setting the recall@10 and queries a second. Then, for
+each line that it reads, a number, the queries a second of that setting again.
 """
 
 import json
@@ -47,7 +48,9 @@ def main() -> None:
     started = time.perf_counter()
     index, part = build(case["kind"], vectors)
     found = {"build_seconds": time.perf_counter() - started, "settings": []}
-    for setting in case["grid"]:
+
+    def ask(setting: dict):
+        """Neighbours, and queries a second."""
         if case["kind"] == "hnsw":
             part.efSearch = setting["efSearch"]
         else:
@@ -58,15 +61,15 @@ def main() -> None:
             started = time.perf_counter()
             _, indices = index.search(queries, 10)
             seconds.append(time.perf_counter() - started)
+        return indices, len(queries) / statistics.median(seconds)
+
+    for setting in case["grid"]:
+        indices, rate = ask(setting)
         hits = [len(set(a) & set(b)) / 10 for a, b in zip(indices, truth, strict=True)]
-        found["settings"].append(
-            {
-                **setting,
-                "recall": float(np.mean(hits)),
-                "queries_per_s": len(queries) / statistics.median(seconds),
-            }
-        )
-    print(json.dumps(found))
+        found["settings"].append({**setting, "recall": float(np.mean(hits)), "queries_per_s": rate})
+    print(json.dumps(found), flush=True)
+    for line in sys.stdin:
+        print(ask(case["grid"][int(line)])[1], flush=True)
 
 
 if __name__ == "__main__":
