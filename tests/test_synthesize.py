@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import random
 import types
@@ -46,9 +47,9 @@ SAMPLER = SamplerConfig(
 )
 
 
-def parameters(seed: int = 0):
+def parameters(seed: int = 0, model: DecoderConfig = MODEL):
     """Random, and larger than at the start of training, so that logits differ."""
-    made = nnx.to_pure_dict(nnx.state(initialise(MODEL, jax.random.key(seed))))
+    made = nnx.to_pure_dict(nnx.state(initialise(model, jax.random.key(seed))))
     return jax.tree.map(lambda a: 1.5 * a if a.ndim > 1 else a, made)
 
 
@@ -188,7 +189,69 @@ def test_slots_hold_each_document_once_and_spread_the_last():
     assert sorted(ended) == list(range(9))
     spread = Slots(devices=4, slots=4, rows=4)
     (filling,) = spread.refill(iter(requests(4)))
-    assert [len(pairs) for pairs in filling] == [1, 1, 1, 1]
+    assert [len(read) for read, _ in filling] == [1, 1, 1, 1]
+
+
+def test_a_prompt_is_read_once_where_a_slot_still_holds_it():
+    rng = np.random.default_rng(0)
+    slots = Slots(devices=2, slots=6, rows=2)
+    keys = np.zeros((120, 2), np.uint32)
+    wanted = [Request(i, [int(i // 3 % 7), 1], keys[i]) for i in range(120)]
+    pending, contents, began, reads = iter(wanted), {}, [], 0
+    while True:
+        for filling in slots.refill(pending):
+            for device, (read, copied) in enumerate(filling):
+                for one in read:  # as the device does it: first all that is read
+                    assert one.source == one.slot
+                    contents[device, one.slot] = one.request.prompt
+                before = dict(contents)
+                for one in copied:
+                    assert before[device, one.source] == one.request.prompt
+                    contents[device, one.slot] = one.request.prompt
+                assert max(len(read), len(copied)) <= 2
+                taken = [one.slot for one in (*read, *copied)]
+                assert len(set(taken)) == len(taken)
+                began += [one.request.index for one in (*read, *copied)]
+                reads += len(read)
+        if not slots.busy:
+            break
+        slots.release(rng.random((2, 6)) < 0.3)
+    assert sorted(began) == list(range(120))
+    assert reads <= 60  # of three that stand together one is read, mostly
+
+
+def test_samples_of_a_seed_are_the_same_with_its_prompt_read_or_copied():
+    config = SamplerConfig(**{**vars(SAMPLER), "slots": 6, "prefill_rows": 2, "chunk": 4})
+    sampler = Sampler(MODEL, parameters(), config, jax.devices()[:1])
+    apart = requests(20)
+    asked = [
+        Request(3 * i + n, one.prompt, document_keys(9, [str(i)], [n])[0])
+        for n in range(3)
+        for i, one in enumerate(apart)
+    ]
+    together = sorted(asked, key=lambda one: one.index)
+    first, second = (
+        {s.request.index: (s.tokens.tolist(), s.log_probability) for s in sampler.sample(order)}
+        for order in (asked, together)
+    )
+    assert first == second
+
+
+def test_a_document_that_is_no_number_leaves_nothing_to_the_next_in_its_slot():
+    model = dataclasses.replace(MODEL, tied=False)
+    weights = parameters(model=model)
+    broken = {**weights, "embedding": weights["embedding"].at[9].set(jnp.nan)}
+    config = SamplerConfig(**{**vars(SAMPLER), "slots": 1, "prefill_rows": 1})
+    wanted = requests(30)
+    found, whole = (
+        list(Sampler(model, made, config, jax.devices()[:1]).sample(wanted))
+        for made in (broken, weights)
+    )
+    ended = [s.finish_reason == "nan" for s in found]
+    assert 0 < sum(ended) < len(found)
+    for one, other in zip(found, whole, strict=True):
+        if one.finish_reason != "nan":
+            assert one.tokens.tolist() == other.tokens.tolist()
 
 
 def test_the_plan_gives_every_seed_once_a_round():

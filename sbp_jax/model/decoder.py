@@ -458,8 +458,8 @@ Cache = list[tuple[jax.Array, jax.Array]]
 
 
 def empty_cache(config: DecoderConfig, slots: int, length: int) -> Cache:
-    """A cache for `slots` sequences of up to `length` tokens, one pair of arrays a layer."""
-    shape = (slots, config.kv_heads, length, config.head_size)
+    """A cache for `slots` sequences of up to `length` tokens, keys and values [K, S, M, H] a layer."""
+    shape = (config.kv_heads, slots, length, config.head_size)
     return [
         (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
         for _ in range(config.layers)
@@ -507,10 +507,10 @@ class Unstacked(nnx.Module):
         for block, (keys, values) in zip(self.layers, cache, strict=True):
 
             def attend(q, k, v, keys=keys, values=values):
-                keys = keys.at[rows_S1, :, positions_SL].set(k.swapaxes(1, 2))
-                values = values.at[rows_S1, :, positions_SL].set(v.swapaxes(1, 2))
+                keys = keys.at[:, rows_S1, positions_SL].set(k.swapaxes(0, 1))
+                values = values.at[:, rows_S1, positions_SL].set(v.swapaxes(0, 1))
                 extended.append((keys, values))
-                return attention(q, keys, values, mask_SLM)
+                return attention(q, keys.swapaxes(0, 1), values.swapaxes(0, 1), mask_SLM)
 
             x_SLD = block(x_SLD, rotations_S1LH, attend)
         taken_SD = jnp.take_along_axis(x_SLD, take_S[:, None, None], axis=1)[:, 0]

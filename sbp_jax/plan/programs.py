@@ -25,6 +25,8 @@ from sbp_jax.train.step import abstract_state, make_train_step
 
 # The compiler gives no estimate for attention kernels: they are taken to reach half of the peak.
 KERNEL_EFFICIENCY = 0.5
+# Those that read the sampler's cache, to move its bytes at this share of the bandwidth.
+KERNEL_BANDWIDTH = 0.8
 # Nor for sorts: of each two keys and what goes with them the smaller and the larger are chosen.
 OPERATIONS_OF_A_COMPARISON = 8
 
@@ -54,11 +56,14 @@ class Program:
       hbm_bytes: the chip's memory.
       seconds: of one run: the three below; None if it does not fit.
       compiler_seconds: the compiler's estimate, all but kernels.
-      kernel_seconds: of attention kernels, at half of the chip's peak.
+      kernel_seconds: of attention kernels, at half of the chip's peak, or four fifths of its
+        bandwidth where they read the sampler's cache.
       sort_seconds: of sorts, counted as networks of comparisons.
       compiler_cycles: `compiler_seconds` in cycles of the chip.
       flops: model FLOPs of one run, of all chips together.
       mfu: model FLOPs per second over the chips' peak.
+      temporary_bytes: of `bytes_per_chip` those that neither come in nor go out.
+      bound_seconds: of the sampler's step, to read weights and cache once at the full bandwidth.
       collectives: by kind, `count` and `bytes` a chip.
       hlo: the optimised program, empty if it does not fit.
     """
@@ -73,6 +78,8 @@ class Program:
     compiler_cycles: int | None = None
     flops: float | None = None
     mfu: float | None = None
+    temporary_bytes: int | None = None
+    bound_seconds: float | None = None
     collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     hlo: str = dataclasses.field(default="", repr=False)
 
@@ -121,8 +128,9 @@ def compile_sampler(
     model: DecoderConfig, config: SamplerConfig, topology: Topology
 ) -> dict[str, Program]:
     """The sampler's prefill and one decode step, of a replica on one chip."""
-    programs = Programs(model, config)
-    device = jax.sharding.SingleDeviceSharding(topology.devices()[0])
+    first = topology.devices()[0]
+    programs = Programs(model, config, first)
+    device = jax.sharding.SingleDeviceSharding(first)
 
     def place(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
@@ -132,12 +140,16 @@ def compile_sampler(
     weights = place(jax.eval_shape(functools.partial(decoding_weights, model), parameters))
     state = place(jax.eval_shape(programs.empty))
     rows = config.prefill_rows
+
+    def integers(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
     prompts = place(
         Prompts(
-            jax.ShapeDtypeStruct((rows, config.prompt_length), jnp.int32),
-            jax.ShapeDtypeStruct((rows,), jnp.int32),
-            jax.ShapeDtypeStruct((rows,), jnp.int32),
-            jax.ShapeDtypeStruct((rows, 2), jnp.uint32),
+            integers(rows, config.prompt_length),
+            *[integers(rows)] * 2,
+            *[integers(2 * rows)] * 4,
+            integers(2 * rows, 2, dtype=jnp.uint32),
         )
     )
     one_chip = dataclasses.replace(topology, shape=(1,) * len(topology.shape), slices=1)
@@ -145,14 +157,24 @@ def compile_sampler(
     def lower(function: Callable, *arguments: Any):
         return lambda: jax.jit(function, donate_argnums=1).lower(weights, *arguments)
 
+    weight_bytes, cache_bytes = (
+        sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+        for tree in (weights, state.cache)
+    )
+    step = compile_program(lower(programs.step, state), one_chip, kernel_bytes=cache_bytes)
+    bound = (weight_bytes + cache_bytes) / topology.chip.bandwidth
     return {
         "prefill": compile_program(lower(programs.prefill, state, prompts), one_chip),
-        "decode": compile_program(lower(programs.step, state), one_chip),
+        "decode": dataclasses.replace(step, bound_seconds=bound),
     }
 
 
 def compile_program(
-    lower: Callable[[], Any], topology: Topology, flops: float = 0.0, kernel_flops: float = 0.0
+    lower: Callable[[], Any],
+    topology: Topology,
+    flops: float = 0.0,
+    kernel_flops: float = 0.0,
+    kernel_bytes: float = 0.0,
 ) -> Program:
     """Compiles what `lower` lowers and reads the result; out of memory is one."""
     chip, started = topology.chip, time.monotonic()
@@ -169,7 +191,10 @@ def compile_program(
     # The sizes of arguments and of temporaries count twice what a loop hands on to another.
     size = memory.total_allocation_bytes + memory.generated_code_size_in_bytes
     peak = chip.peak_flops * topology.chips
-    kernels = kernel_flops / (KERNEL_EFFICIENCY * peak) if found.kernels else 0.0
+    kernels = 0.0
+    if found.kernels:
+        kernels += kernel_flops / (KERNEL_EFFICIENCY * peak)
+        kernels += kernel_bytes / (KERNEL_BANDWIDTH * chip.bandwidth)
     sorts = found.compared * OPERATIONS_OF_A_COMPARISON / chip.vector_flops
     seconds = found.cycles / chip.clock + kernels + sorts
     return Program(
@@ -183,6 +208,7 @@ def compile_program(
         compiler_cycles=found.cycles,
         flops=flops,
         mfu=flops / (seconds * peak) if flops else None,
+        temporary_bytes=memory.temp_size_in_bytes,
         collectives={kind: dataclasses.asdict(c) for kind, c in found.collectives.items()},
         hlo=text,
     )

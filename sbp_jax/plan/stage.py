@@ -42,6 +42,7 @@ class PlanConfig:
       prompt_length: of the sampler, where `synthesize` is not set.
       max_length: the same.
       slots: the same.
+      tokens: to be synthesized, where `synthesize.tokens` is not set.
       documents: whose neighbours are to be found; None leaves the searches out.
       dimensions: of their vectors.
       host_gigabytes: memory of a machine that searches on its CPUs.
@@ -53,6 +54,7 @@ class PlanConfig:
     prompt_length: int = 1024
     max_length: int = 1024
     slots: int = 64
+    tokens: int = 75_000_000_000
     documents: int | None = None
     dimensions: int = 1024
     host_gigabytes: float = 256.0
@@ -99,7 +101,7 @@ def plan(slice_name: str, slices: int, as_json: bool, hlo_directory: str | None)
     programs = {name: compiled[training.step] for name, training in trainings.items()}
     logging.info("compiling the sampler for one chip of it")
     first = next(iter(trainings.values())).step
-    programs |= compile_sampler(first.model, _sampler(first.model), topology)
+    programs |= compile_sampler(first.model, _sampler(), topology)
     found: dict[str, Any] = {}
     if PlanConfig().documents:
         found, programs_of_search = _searches(topology)
@@ -161,11 +163,12 @@ def _check(name: str, step: TrainStep, topology: Topology) -> None:
         raise UserError(f"{name} on {topology}: {error.message}") from error
 
 
-def _sampler(model: DecoderConfig) -> SamplerConfig:
+def _sampler() -> SamplerConfig:
     bound = _bound("synthesize", "synthesize")
     settings = PlanConfig()
     slots = bound.get("slots", settings.slots)
     seed_length = bound.get("seed_length")
+    others = {name: bound[name] for name in ("block", "chunk") if name in bound}
     return SamplerConfig(
         prompt_length=seed_length + 2 if seed_length else settings.prompt_length,
         max_length=bound.get("max_length", settings.max_length),
@@ -174,8 +177,8 @@ def _sampler(model: DecoderConfig) -> SamplerConfig:
         eos=1,
         never=(0,),
         slots=slots,
-        prefill_rows=min(bound.get("prefill_rows", 16), slots),
-        block=bound.get("block", 16),
+        prefill_rows=min(bound.get("prefill_rows", 4), slots),
+        **others,
     )
 
 
@@ -232,6 +235,7 @@ def _result(
         "fits": all(program.fits for program in programs.values()),
         "programs": {name: described(program) for name, program in programs.items()},
         "stages": stages,
+        "synthesize": _synthesis(programs),
         "remedies": _remedies(programs),
     }
 
@@ -250,6 +254,31 @@ def _budget(training: Training, program: Program, topology: Topology) -> dict[st
         "hours": hours,
         "chip_hours": hours * topology.chips,
         "dollars": hours * topology.chips * price if price is not None else None,
+    }
+
+
+def _synthesis(programs: dict[str, Program]) -> dict[str, Any] | None:
+    """What writing the corpus takes, of documents of full length whose prompts are each read once."""
+    prefill, decode = programs["prefill"], programs["decode"]
+    if prefill.seconds is None or decode.seconds is None or decode.bound_seconds is None:
+        return None
+    bound = _bound("synthesize", "synthesize")
+    settings = PlanConfig()
+    config = _sampler()
+    tokens = bound.get("tokens", settings.tokens)
+    of_document = (
+        config.max_length * decode.seconds / config.slots + prefill.seconds / config.prefill_rows
+    )
+    rate = config.max_length / of_document
+    chip_hours = tokens / rate / 3600
+    return {
+        "tokens": tokens,
+        "slots": config.slots,
+        "step_seconds": decode.seconds,
+        "of_memory_bound": decode.seconds / decode.bound_seconds,
+        "tokens_per_s_chip": rate,
+        "chip_hours": chip_hours,
+        "dollars": chip_hours * settings.price if settings.price is not None else None,
     }
 
 
@@ -309,6 +338,18 @@ def _table(result: dict[str, Any]) -> str:
                 "" if hours is None else f"{hours:,.1f}",
                 "" if chip_hours is None else f"{chip_hours:,.1f}",
                 "" if dollars is None else f"{dollars:,.0f}",
+            )
+        )
+    if found := result["synthesize"]:
+        lines += ["", _row("synthesize", "slots", "tokens", "tokens/s", "chip-hours", "of bound")]
+        lines.append(
+            _row(
+                "a chip",
+                f"{found['slots']:,}",
+                f"{found['tokens']:,}",
+                f"{found['tokens_per_s_chip']:,.0f}",
+                f"{found['chip_hours']:,.0f}",
+                f"{found['of_memory_bound']:.2f}",
             )
         )
     if found := result["searches"]:

@@ -2,11 +2,14 @@
 
 `jax.pmap` runs one independent replica a device; nothing is exchanged between them. A replica has
 S slots, each at work on one document. Two compiled programs of fixed shapes are all there is:
-*prefill* reads up to R prompts into free slots, *decode* samples a block of steps in all slots.
+*prefill* reads up to R prompts into free slots, a chunk of positions at a time as far as the longest
+of them goes, and copies prompts from slots where they were read before; *decode* samples a block of
+steps in all slots.
 
 What is promised: a document's tokens are a function of its prompt, its key, the parameters and
 the two compiled programs. No operation mixes rows, so which device, slot or prefill row it falls
-to, what its neighbours are and when its slot was refilled change no bit of it. The corpus is
+to, whether its prompt was read or copied, what its neighbours are and when its slot was refilled
+change no bit of it. The corpus is
 therefore bit-identical for any number of devices and processes of one kind, and any interruption.
 
 What is not: another number of slots or prefill rows is another program, whose matrix products may
@@ -21,6 +24,7 @@ document, X devices.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,9 +42,11 @@ from sbp_jax.model.decoder import (
     initialise,
     structure,
 )
-from sbp_jax.synthesize import decode, sampling
+from sbp_jax.synthesize import attention, decode, sampling
 from sbp_jax.synthesize.schedule import Filling, Request, Slots
 
+# Chips whose two cores act as one device.
+TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
 RUNNING, STOP, LENGTH, NOT_A_NUMBER = range(4)
 FINISH_REASONS = {STOP: "stop", LENGTH: "length", NOT_A_NUMBER: "nan"}
 
@@ -74,19 +80,27 @@ type Array = Any
 
 
 class Prompts(NamedTuple):
-    """Up to R prompts for one replica.
+    """Up to R prompts to be read and as many to be copied, for one replica.
 
     Attributes:
       tokens_RP: int32, anything behind a prompt's end.
       length_R: int32, at least 1.
       slot_R: int32, where each goes; S for no prompt.
-      keys_R2: uint32, key data.
+      last_E: int32, the last token of all E = 2R prompts, first those that are read.
+      length_E: int32, their lengths.
+      slot_E: int32, where each goes.
+      source_E: int32, where those that are copied are; the others' own slot.
+      keys_E2: uint32, key data.
     """
 
     tokens_RP: Array
     length_R: Array
     slot_R: Array
-    keys_R2: Array
+    last_E: Array
+    length_E: Array
+    slot_E: Array
+    source_E: Array
+    keys_E2: Array
 
 
 class Sample(NamedTuple):
@@ -120,6 +134,7 @@ class SamplerConfig:
       slots: S.
       prefill_rows: R.
       block: decode steps between two looks at which slots have ended.
+      chunk: positions of a prompt that are read at a time.
     """
 
     prompt_length: int
@@ -130,12 +145,46 @@ class SamplerConfig:
     never: tuple[int, ...]
     slots: int
     prefill_rows: int
-    block: int
+    block: int = 8
+    chunk: int = 128
+
+    @property
+    def read_length(self) -> int:
+        """Of a prompt's own cache: of all its tokens but the last, in whole chunks."""
+        return -(-max(1, self.prompt_length - 1) // self.chunk) * self.chunk
 
     @property
     def cache_length(self) -> int:
-        """M."""
-        return self.prompt_length + self.max_length
+        """M, in whole pages."""
+        longest = max(self.prompt_length + self.max_length, self.read_length)
+        return -(-longest // attention.PAGE) * attention.PAGE
+
+
+@dataclasses.dataclass
+class Meter:
+    """How well the devices were used.
+
+    Attributes:
+      tokens: sampled while there were requests left.
+      places: that the slots had for them.
+      waiting: seconds in which the devices had nothing to do but wait for the host.
+      seconds: of all.
+    """
+
+    tokens: int = 0
+    places: int = 0
+    waiting: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots' steps that wrote a token, until the requests ran out."""
+        return self.tokens / self.places if self.places else 1.0
+
+    @property
+    def host_share(self) -> float:
+        """Share of the time in which the devices waited for the host."""
+        return self.waiting / self.seconds if self.seconds else 0.0
 
 
 class Programs:
@@ -144,10 +193,12 @@ class Programs:
     Args:
       model: its shape.
       config: of the sampler.
+      device: that it is for.
     """
 
-    def __init__(self, model: DecoderConfig, config: SamplerConfig):
+    def __init__(self, model: DecoderConfig, config: SamplerConfig, device: jax.Device):
         self.model, self.config = model, config
+        self.cores = 2 if device.device_kind in TWO_CORES else 1
         self.graph, _ = nnx.split(
             nnx.eval_shape(lambda: Unstacked(initialise(model, jax.random.key(0))))
         )
@@ -170,33 +221,61 @@ class Programs:
         )
 
     def prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
-        """Reads prompts into their slots; a replica without any is spared the work."""
-        return jax.lax.cond(
-            jnp.any(prompts.slot_R < self.config.slots),
-            lambda: self._read(nnx.merge(self.graph, weights), state, prompts),
-            lambda: state,
+        """Reads prompts into their slots, then copies others; what nobody wants costs nothing.
+
+        All but the last token of a prompt, which the first decode step reads.
+        """
+        slots = self.config.slots
+        read, copied = prompts.slot_R < slots, prompts.source_E != prompts.slot_E
+        cache = jax.lax.cond(
+            jnp.any(read),
+            lambda cache: self._read(nnx.merge(self.graph, weights), cache, prompts),
+            lambda cache: cache,
+            state.cache,
+        )
+        cache = jax.lax.cond(
+            jnp.any(copied),
+            lambda cache: decode.copy(
+                cache,
+                self.config.read_length,
+                prompts.source_E[self.config.prefill_rows :],
+                jnp.where(copied, prompts.slot_E, slots)[self.config.prefill_rows :],
+            ),
+            lambda cache: cache,
+            cache,
         )
 
-    def _read(self, model: Unstacked, state: State, prompts: Prompts) -> State:
-        """Reads all but the last token of each prompt, which the first decode step reads."""
-        tokens_RP, length_R, slot_R, keys_R2 = prompts
-        zeros_R = jnp.zeros_like(length_R)
-        read_RP = tokens_RP[:, :-1]
-        _, fresh = model.extend(empty_cache(self.model, *read_RP.shape), read_RP, zeros_R, zeros_R)
-        last_R = jnp.take_along_axis(tokens_RP, length_R[:, None] - 1, axis=1)[:, 0]
-
-        def put(old_S, new_R):
-            return old_S.at[slot_R].set(new_R, mode="drop")
+        def put(old_S, new_E):
+            return old_S.at[prompts.slot_E].set(new_E, mode="drop")
 
         return state._replace(
-            cache=decode.fill(state.cache, fresh, slot_R),
-            last_S=put(state.last_S, last_R),
-            position_S=put(state.position_S, length_R - 1),
-            keys_S2=put(state.keys_S2, keys_R2),
+            cache=cache,
+            last_S=put(state.last_S, prompts.last_E),
+            position_S=put(state.position_S, prompts.length_E - 1),
+            keys_S2=put(state.keys_S2, prompts.keys_E2),
             count_S=put(state.count_S, 0),
             finish_S=put(state.finish_S, RUNNING),
             log_probability_S=put(state.log_probability_S, 0.0),
         )
+
+    def _read(self, model: Unstacked, cache: Cache, prompts: Prompts) -> Cache:
+        """Reads prompts in chunks, as far as the longest goes, into a cache of their own."""
+        c = self.config
+        rows = len(prompts.length_R)
+        width = c.read_length - prompts.tokens_RP.shape[1]
+        tokens_RP = jnp.pad(prompts.tokens_RP, ((0, 0), (0, max(0, width))))
+        longest = jnp.max(jnp.where(prompts.slot_R < c.slots, prompts.length_R, 1)) - 1
+        zeros_R = jnp.zeros(rows, jnp.int32)
+
+        def step(carry):
+            start, fresh = carry
+            tokens_RC = jax.lax.dynamic_slice_in_dim(tokens_RP, start, c.chunk, axis=1)
+            _, fresh = model.extend(fresh, tokens_RC, zeros_R + start, zeros_R)
+            return start + c.chunk, fresh
+
+        fresh = empty_cache(self.model, rows, c.read_length)
+        _, fresh = jax.lax.while_loop(lambda carry: carry[0] < longest, step, (0, fresh))
+        return decode.fill(cache, fresh, prompts.slot_R)
 
     def decode(self, weights: Any, state: State) -> State:
         """Up to `block` steps; fewer when every slot has ended."""
@@ -214,7 +293,10 @@ class Programs:
     def step(self, weights: Any, state: State) -> State:
         """One token more in every slot that has not ended."""
         c, model = self.config, nnx.merge(self.graph, weights)
-        logits_SV, cache = decode.decode(model, state.cache, state.last_S, state.position_S)
+        running_S = state.finish_S == RUNNING
+        logits_SV, cache = decode.decode(
+            model, state.cache, state.last_S, state.position_S, running_S, self.cores
+        )
         sampled = sampling.sample(
             logits_SV,
             jax.random.wrap_key_data(state.keys_S2, impl="threefry2x32"),
@@ -223,7 +305,6 @@ class Programs:
             top_p=c.top_p,
             allowed_V=self.allowed_V,
         )
-        running_S = state.finish_S == RUNNING
         count_S = state.count_S + running_S
         finish_S = jnp.where(count_S >= c.max_length, LENGTH, RUNNING)
         finish_S = jnp.where(sampled.tokens_S == c.eos, STOP, finish_S)
@@ -262,8 +343,9 @@ class Sampler:
         devices: Sequence[jax.Device] | None = None,
     ):
         self.config = config
+        self.meter = Meter()
         self.devices = list(devices or jax.local_devices())
-        programs = Programs(model, config)
+        programs = Programs(model, config, self.devices[0])
         weights = decoding_weights(model, parameters)
         each = np.zeros(len(self.devices))
         self.weights = jax.pmap(lambda _, w: w, in_axes=(0, None), devices=self.devices)(
@@ -283,37 +365,59 @@ class Sampler:
         Raises:
           ValueError: a prompt is empty or longer than P.
         """
-        pending = iter(requests)
-        slots = Slots(len(self.devices), self.config.slots, self.config.prefill_rows)
+        c, pending, meter = self.config, iter(requests), Meter()
+        self.meter = meter
+        slots = Slots(len(self.devices), c.slots, c.prefill_rows)
         state = self.start()
+        counts = np.zeros((len(self.devices), c.slots), np.int32)
         samples: list[Sample] = []
+        started = idle = time.perf_counter()
         while True:
             for filling in slots.refill(pending):
                 state = self.prefill(self.weights, state, self._prompts(filling))
+                for device, groups in enumerate(filling):
+                    counts[device, [one.slot for group in groups for one in group]] = 0
             if not slots.busy:
                 break
             state = self.decode(self.weights, state)
+            meter.waiting += time.perf_counter() - idle
             yield from samples
-            samples = self._take(state, slots.release(np.asarray(state.finish_S) != RUNNING))
+            finish, new = jax.device_get((state.finish_S, state.count_S))
+            idle = time.perf_counter()
+            if not slots.exhausted:
+                meter.tokens += int((new - counts).sum())
+                meter.places += counts.size * c.block
+            counts = new.copy()
+            samples = self._take(state, slots.release(finish != RUNNING))
+            meter.seconds = time.perf_counter() - started
         yield from samples
 
     def _prompts(self, filling: Filling) -> Prompts:
         """The arrays of a prefill, with a leading dimension X."""
-        c, shape = self.config, (len(self.devices), self.config.prefill_rows)
-        tokens = np.zeros((*shape, c.prompt_length), np.int32)
-        length = np.ones(shape, np.int32)
-        slot = np.full(shape, c.slots, np.int32)
-        keys = np.zeros((*shape, 2), np.uint32)
-        for device, pairs in enumerate(filling):
-            for row, (to, request) in enumerate(pairs):
-                size = len(request.prompt)
+        c = self.config
+        devices, rows = len(self.devices), c.prefill_rows
+        tokens = np.zeros((devices, rows, c.prompt_length), np.int32)
+        last, length, slot, source = np.zeros((4, devices, 2 * rows), np.int32)
+        length += 1
+        slot += c.slots
+        source += c.slots
+        keys = np.zeros((devices, 2 * rows, 2), np.uint32)
+        for device, (read, copied) in enumerate(filling):
+            places = [*enumerate(read), *enumerate(copied, rows)]
+            for place, one in places:
+                size = len(one.request.prompt)
                 if not 1 <= size <= c.prompt_length:
                     raise ValueError(f"a prompt of {size} tokens, expected 1 to {c.prompt_length}")
-                tokens[device, row, :size] = request.prompt
-                length[device, row] = size
-                slot[device, row] = to
-                keys[device, row] = request.key
-        return Prompts(tokens, length, slot, keys)
+                if place < rows:
+                    tokens[device, place, :size] = one.request.prompt
+                last[device, place] = one.request.prompt[-1]
+                length[device, place] = size
+                slot[device, place], source[device, place] = one.slot, one.source
+                keys[device, place] = one.request.key
+        read = slice(0, rows)
+        return Prompts(
+            tokens, length[:, read], slot[:, read], last, length, slot, source, keys
+        )
 
     def _take(self, state: State, ended: list[tuple[int, int, Request]]) -> list[Sample]:
         """Fetches documents that have ended, before their slots are filled again."""

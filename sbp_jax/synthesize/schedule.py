@@ -105,24 +105,44 @@ def _fold(seed: int, words_n2: jax.Array, samples_n: jax.Array) -> jax.Array:
     return jax.vmap(fold)(jnp.asarray(words_n2), samples_n)
 
 
-# What one prefill reads: for each device the slots to fill and what goes there.
-Filling = list[list[tuple[int, Request]]]
+@dataclasses.dataclass(frozen=True)
+class Filled:
+    """A slot and what goes there.
+
+    Attributes:
+      slot: of its device.
+      request: what is to be written.
+      source: the slot that holds its prompt; its own if the prompt is to be read.
+    """
+
+    slot: int
+    request: Request
+    source: int
+
+
+# What one prefill does: of each device the prompts that are read and those that are not.
+Filling = list[tuple[list[Filled], list[Filled]]]
 
 
 class Slots:
     """The occupants of all slots: continuous batching.
 
-    A slot whose document has ended is given the next one while the others go on.
+    A slot whose document has ended is given the next one while the others go on. A slot keeps its
+    prompt until it is filled with another, and who wants the same is given a copy.
 
     Args:
       devices: X.
       slots: S, of each device.
-      rows: R, prompts that one prefill reads on a device; at most S.
+      rows: R, most prompts that one prefill reads on a device, and most that it copies; at most S.
     """
 
     def __init__(self, devices: int, slots: int, rows: int):
         self.rows = rows
         self.occupants: list[list[Request | None]] = [[None] * slots for _ in range(devices)]
+        self.prompts: list[list[tuple[int, ...]]] = [[()] * slots for _ in range(devices)]
+        self.holders: list[dict[tuple[int, ...], int]] = [{} for _ in range(devices)]
+        self.ahead: Request | None = None  # taken from the requests, and nowhere yet
+        self.exhausted = False  # whether there are no more requests
 
     @property
     def busy(self) -> int:
@@ -130,30 +150,63 @@ class Slots:
         return sum(request is not None for row in self.occupants for request in row)
 
     def refill(self, requests: Iterator[Request]) -> list[Filling]:
-        """Takes requests for devices with R free slots or more, evenly, R a device at a time.
+        """Takes requests for devices with R free slots or more, in turns.
 
-        A device waits until it has R, so that only the last prefill is part padding.
+        A device waits until it has R, so that only the last prefill is part padding. It takes
+        those of one prompt together.
 
         Returns:
           The prefills to run, in order.
         """
         fillings: list[Filling] = []
         while True:
+            filling: Filling = [([], []) for _ in self.occupants]
             free = [
                 [slot for slot, request in enumerate(row) if request is None]
                 for row in self.occupants
             ]
-            filled: Filling = [[] for _ in free]
-            for turn in range(self.rows):
-                for device, slots in enumerate(free):
-                    if len(slots) < self.rows:
-                        continue
-                    if (request := next(requests, None)) is not None:
-                        self.occupants[device][slots[turn]] = request
-                        filled[device].append((slots[turn], request))
-            if not any(filled):
+            able = [device for device, slots in enumerate(free) if len(slots) >= self.rows]
+            while able:
+                able = [d for d in able if self._take(d, free[d], filling[d], requests)]
+            if not any(read or copied for read, copied in filling):
                 return fillings
-            fillings.append(filled)
+            fillings.append(filling)
+
+    def _take(
+        self,
+        device: int,
+        free: list[int],
+        filling: tuple[list[Filled], list[Filled]],
+        requests: Iterator[Request],
+    ) -> bool:
+        """Takes a request, and those of its prompt that follow; False where there is no room."""
+        taken: tuple[int, ...] | None = None
+        while True:
+            if self.ahead is None:
+                self.ahead = next(requests, None)
+                self.exhausted = self.ahead is None
+            if self.ahead is None or not free:
+                return False
+            prompt = tuple(self.ahead.prompt)
+            if taken is not None and prompt != taken:
+                return True
+            source = self.holders[device].get(prompt)
+            group = filling[0] if source is None else filling[1]
+            if len(group) == self.rows:
+                return False
+            # Where the prompt lies in a free slot nothing has to be copied.
+            slot = source if source in free else free[0]
+            assert slot is not None
+            free.remove(slot)
+            group.append(Filled(slot, self.ahead, slot if source is None else source))
+            if slot != source:
+                before = self.prompts[device][slot]
+                if self.holders[device].get(before) == slot:
+                    del self.holders[device][before]
+                self.prompts[device][slot] = prompt
+                self.holders[device].setdefault(prompt, slot)
+            self.occupants[device][slot] = self.ahead
+            self.ahead, taken = None, prompt
 
     def release(self, ended: np.ndarray) -> list[tuple[int, int, Request]]:
         """Frees the slots whose documents have ended.

@@ -51,8 +51,9 @@ def synthesize(
     max_samples_per_seed: int = 1000,
     documents_per_shard: int = 64,
     slots: int = 64,
-    prefill_rows: int = 16,
-    block: int = 16,
+    prefill_rows: int = 4,
+    block: int = 8,
+    chunk: int = 128,
     cpu_devices: int | None = None,
     seed: int = 0,
 ) -> None:
@@ -79,6 +80,7 @@ def synthesize(
       slots: documents at work at a time on each device.
       prefill_rows: prompts read at a time.
       block: decode steps between two looks at which documents have ended.
+      chunk: tokens of a prompt that are read at a time; few where most prompts are short.
       cpu_devices: on a CPU, how many devices to make of it, a replica each, since one replica of a
         small model keeps one core busy; None for JAX's own number.
       seed: of all random draws.
@@ -97,6 +99,7 @@ def synthesize(
         ("slots", slots),
         ("prefill_rows", prefill_rows),
         ("block", block),
+        ("chunk", chunk),
         ("cpu_devices", cpu_devices),
     ):
         if value is not None and value < 1:
@@ -159,6 +162,7 @@ def synthesize(
             slots=slots,
             prefill_rows=min(prefill_rows, slots),
             block=block,
+            chunk=chunk,
         ),
     )
     work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
