@@ -176,6 +176,11 @@ def _sampler(model: DecoderConfig) -> SamplerConfig:
         slots=slots,
         prefill_rows=min(bound.get("prefill_rows", 16), slots),
         block=bound.get("block", 16),
+        **{
+            name: bound[name]
+            for name in ("top_k", "min_length", "stop_repeats", "stop_period")
+            if name in bound
+        },
     )
 
 

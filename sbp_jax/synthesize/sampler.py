@@ -38,11 +38,17 @@ from sbp_jax.model.decoder import (
     initialise,
     structure,
 )
-from sbp_jax.synthesize import decode, sampling
+from sbp_jax.synthesize import decode, loops, sampling
+from sbp_jax.synthesize.loops import Loops
 from sbp_jax.synthesize.schedule import Filling, Request, Slots
 
-RUNNING, STOP, LENGTH, NOT_A_NUMBER = range(4)
-FINISH_REASONS = {STOP: "stop", LENGTH: "length", NOT_A_NUMBER: "nan"}
+RUNNING, STOP, LENGTH, REPETITION, NOT_A_NUMBER = range(5)
+FINISH_REASONS = {
+    STOP: "stop",
+    LENGTH: "length",
+    REPETITION: "repetition",
+    NOT_A_NUMBER: "nan",
+}
 
 
 class State(NamedTuple):
@@ -57,6 +63,7 @@ class State(NamedTuple):
       finish_S: int32, 0 while the document goes on, then why it ended; free slots too have ended.
       tokens_ST: int32, what was sampled.
       log_probability_S: float32, its sum.
+      loops: where loops are looked for.
     """
 
     cache: Cache
@@ -67,6 +74,7 @@ class State(NamedTuple):
     finish_S: jax.Array
     tokens_ST: jax.Array
     log_probability_S: jax.Array
+    loops: Loops | None
 
 
 # NumPy on the host, JAX on devices.
@@ -95,8 +103,8 @@ class Sample(NamedTuple):
     Attributes:
       request: what was asked for.
       tokens: int32 [n], with EOS where it ended by itself.
-      finish_reason: `stop`, `length` (cut at the limit) or `nan` (the model's logits were not
-        numbers; the last token is meaningless).
+      finish_reason: `stop`, `length` (cut at the limit), `repetition` (cut in a loop) or `nan` (the
+        model's logits were not numbers; the last token is meaningless).
       log_probability: of all tokens together, under the model at temperature 1, nothing left out.
     """
 
@@ -120,6 +128,11 @@ class SamplerConfig:
       slots: S.
       prefill_rows: R.
       block: decode steps between two looks at which slots have ended.
+      top_k: see `sampling.sample`.
+      min_length: see `sampling.sample`.
+      stop_repeats: a document ends when its last `stop_repeats` · `stop_period` tokens repeat it
+        with one period of at most `stop_period`; None: no loop is looked for.
+      stop_period: P.
     """
 
     prompt_length: int
@@ -131,6 +144,10 @@ class SamplerConfig:
     slots: int
     prefill_rows: int
     block: int
+    top_k: int | None = None
+    min_length: int = 0
+    stop_repeats: int | None = None
+    stop_period: int = 32
 
     @property
     def cache_length(self) -> int:
@@ -167,6 +184,7 @@ class Programs:
             finish_S=integers + STOP,
             tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
             log_probability_S=jnp.zeros(c.slots, jnp.float32),
+            loops=None if c.stop_repeats is None else loops.none(c.slots, c.stop_period),
         )
 
     def prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
@@ -220,12 +238,20 @@ class Programs:
             jax.random.wrap_key_data(state.keys_S2, impl="threefry2x32"),
             state.count_S,
             temperature=c.temperature,
+            top_k=c.top_k,
             top_p=c.top_p,
             allowed_V=self.allowed_V,
+            eos=c.eos,
+            min_length=c.min_length,
         )
         running_S = state.finish_S == RUNNING
         count_S = state.count_S + running_S
         finish_S = jnp.where(count_S >= c.max_length, LENGTH, RUNNING)
+        followed = None
+        if state.loops is not None and c.stop_repeats is not None:
+            followed = loops.follow(state.loops, sampled.tokens_S, state.count_S == 0)
+            in_loop_S = loops.repeated(followed) >= c.stop_repeats * c.stop_period
+            finish_S = jnp.where(in_loop_S, REPETITION, finish_S)
         finish_S = jnp.where(sampled.tokens_S == c.eos, STOP, finish_S)
         finish_S = jnp.where(sampled.finite_S, finish_S, NOT_A_NUMBER)
         # A slot that has ended writes behind the end of its row, where nothing is kept.
@@ -241,6 +267,7 @@ class Programs:
             tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
             log_probability_S=state.log_probability_S
             + jnp.where(running_S, sampled.log_probabilities_S, 0),
+            loops=followed,
         )
 
 

@@ -46,7 +46,11 @@ def synthesize(
     seeds: str = "rows/real",
     vocab: str = "vocab",
     temperature: float = 1.0,
+    top_k: int | None = None,
     top_p: float = 0.9,
+    min_length: int = 0,
+    stop_repeats: int | None = None,
+    stop_period: int = 32,
     filter: FilterConfig | None = None,
     max_samples_per_seed: int = 1000,
     documents_per_shard: int = 64,
@@ -72,7 +76,13 @@ def synthesize(
       seeds: rows artefact with the seed documents, which are drawn uniformly.
       vocab: the run's vocabulary.
       temperature: of sampling; the paper's is remembered as 1.0.
-      top_p: of sampling; the paper's is remembered as 0.9.
+      top_k: of sampling: each token is one of the so many most probable; None for no limit.
+      top_p: of sampling, among those; the paper's is remembered as 0.9.
+      min_length: fewest tokens of a document before it may end by itself.
+      stop_repeats: a document is ended, and rejected, when its last `stop_repeats` × `stop_period`
+        tokens are one passage of at most `stop_period` tokens over and over: the longest stands
+        there so many times again, shorter ones for as long. None to let them go on to their limit.
+      stop_period: see there; a step's work grows with it, and is small up to some hundreds.
       filter: what is rejected.
       max_samples_per_seed: stops here though the tokens are not reached.
       documents_per_shard: documents that are committed together.
@@ -82,6 +92,10 @@ def synthesize(
       cpu_devices: on a CPU, how many devices to make of it, a replica each, since one replica of a
         small model keeps one core busy; None for JAX's own number.
       seed: of all random draws.
+
+    Raises:
+      UserError: an argument is out of range, vocabulary and checkpoint do not fit, there
+        is no seed, or no document was kept.
     """
     filter = filter or FilterConfig()
     if not temperature > 0 or not 0 < top_p <= 1:
@@ -98,9 +112,21 @@ def synthesize(
         ("prefill_rows", prefill_rows),
         ("block", block),
         ("cpu_devices", cpu_devices),
+        ("top_k", top_k),
+        ("stop_repeats", stop_repeats),
+        ("stop_period", stop_period),
     ):
         if value is not None and value < 1:
             raise UserError(f"synthesize.{name} = {value}: expected at least 1")
+    if not 0 <= min_length <= max_length:
+        raise UserError(
+            f"synthesize.min_length = {min_length}: expected from 0 to max_length = {max_length}"
+        )
+    if stop_repeats is not None and stop_repeats * stop_period >= max_length:
+        raise UserError(
+            f"synthesize.stop_repeats = {stop_repeats} × stop_period = {stop_period}: a document "
+            f"of max_length = {max_length} tokens never holds such a loop; lower one of them"
+        )
     if cpu_devices is not None:
         processes.make_cpu_devices(cpu_devices)
     paths = {
@@ -125,7 +151,11 @@ def synthesize(
             "max_length": max_length,
             "checkpoint_step": checkpoint_step,
             "temperature": temperature,
+            "top_k": top_k,
             "top_p": top_p,
+            "min_length": min_length,
+            "stop_repeats": stop_repeats,
+            "stop_period": None if stop_repeats is None else stop_period,
             "filter": filter,
             "max_samples_per_seed": max_samples_per_seed,
             "documents_per_shard": documents_per_shard,
@@ -159,6 +189,10 @@ def synthesize(
             slots=slots,
             prefill_rows=min(prefill_rows, slots),
             block=block,
+            top_k=top_k,
+            min_length=min_length,
+            stop_repeats=stop_repeats,
+            stop_period=stop_period,
         ),
     )
     work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
@@ -173,7 +207,8 @@ def synthesize(
     kept_shards = work.until(tokens, plan)
     processes.wait_for_all(f"end {run.scope}")
     if processes.is_writer():
-        counts = finish(stage.work, kept_shards, info.hash, work.empty_seeds)
+        counts = finish(stage.work, kept_shards, info.hash)
+        counts |= {"empty_seeds": work.empty_seeds}
         if counts["tokens"] < tokens:
             logging.warning(
                 "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
@@ -301,9 +336,7 @@ class Work:
         )
 
 
-def finish(
-    directory: epath.Path, kept: list[list[shards.Record]], checkpoint: str, empty_seeds: int
-) -> dict:
+def finish(directory: epath.Path, kept: list[list[shards.Record]], checkpoint: str) -> dict:
     """Writes the dataset and what was rejected; removes the shards; returns the counts."""
     # TFDS brings TensorFlow, which sampling does not need.
     from sbp_jax.synthesize import corpus
@@ -331,8 +364,8 @@ def finish(
         "sampled_documents": len(records),
         "sampled_tokens": sum(record.tokens for record in records),
         "seeds": len({record.seed_id for record in accepted}),
-        "empty_seeds": empty_seeds,
         "unfinished": sum(record.finish_reason == "length" for record in accepted),
+        "loops": sum(record.finish_reason == "repetition" for record in records),
         "rejected": rejects,
         "checkpoint": checkpoint,
     }
