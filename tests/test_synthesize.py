@@ -24,7 +24,7 @@ from sbp_jax.synthesize import filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, Slots, document_keys
-from sbp_jax.synthesize.stage import Work, synthesize
+from sbp_jax.synthesize.stage import Work, check_synthesizer, synthesize
 from sbp_jax.text.shingles import shingles
 from sbp_jax.train.optimizer import OptimizerConfig
 from sbp_jax.train.stage import train
@@ -240,6 +240,7 @@ OPTIONS = {
     "prefill_rows": 4,
     "documents_per_shard": 5,
     "filter": FilterConfig(min_words=5, max_repetition=0.4),
+    "any_checkpoint": True,  # `made` learns from documents
     "seed": 1,
 }
 
@@ -288,6 +289,7 @@ def test_the_corpus_is_the_shortest_run_of_shards_with_the_tokens(made, corpus):
         [e["id"].decode() for e in examples] + [r["id"] for r in rejected]
     )
     assert counts["empty_seeds"] == 1
+    assert counts["cut_seeds"] == 12
     assert not (corpus / "shards").exists()
 
 
@@ -440,6 +442,7 @@ def test_a_seqio_task_reads_it(made, corpus):
         ({"stop_repeats": 0}, "synthesize.stop_repeats = 0"),
         ({"stop_period": 0}, "synthesize.stop_period = 0"),
         ({"stop_repeats": 4, "stop_period": 6}, "max_length = 24 tokens never holds such a loop"),
+        ({"any_checkpoint": False}, "tune is no synthesizer, it was not trained on pairs: name"),
         ({"checkpoint": "none"}, "none holds no finished artefact"),
         ({"checkpoint": "rows/real"}, "expected the directory of `sbp train`"),
         ({"checkpoint_step": 7}, "no checkpoint 7"),
@@ -461,6 +464,43 @@ def test_documents_in_a_loop_are_rejected_and_counted(made):
     assert {record["rejected_by"] for record in looping} <= {"repetition", "too_short"}
     assert min(record["tokens"] for record in looping) < 24
     assert not any(example["finish_reason"] == b"repetition" for example in read(out))
+
+
+def test_a_seed_is_cut_only_if_it_is_longer(made, tmp_path):
+    pieces = vocabularies.load(made / "vocab")
+    lengths = sorted(len(pieces.encode(text)) for text in TEXTS)
+    assert lengths[0] < lengths[6] < lengths[-1]
+    work = Work(
+        documents.Documents(made / "rows/real"),
+        pieces,
+        lengths[6],
+        FilterConfig(),
+        None,
+        epath.Path(tmp_path),
+    )
+    assert work.cut_seeds == sum(length > lengths[6] for length in lengths)
+    assert {len(prompt) - 2 for prompt in work.prompts} == {min(n, lengths[6]) for n in lengths}
+
+
+def test_a_synthesizer_is_told_by_the_rows_it_read(tmp_path):
+    directory = epath.Path(tmp_path)
+    texts = list(sentences(3, 64, 0))
+    write_rows_artefact(directory, "rows/documents", {"real": texts})
+    write_rows_artefact(directory, "rows/pairs", {"pairs": texts}, loss_from=2)
+
+    def trained(scope, **rows):
+        run = artifacts.Run(directory, scope)
+        inputs = {role: directory / "rows" / name for role, name in rows.items()}
+        artifacts.begin(run, "train", config={}, inputs=inputs, code=()).commit({})
+        return run.out
+
+    check_synthesizer(trained("tune", rows="pairs"))
+    check_synthesizer(trained("both", **{"rows[0]": "documents", "rows[1]": "pairs"}))
+    with pytest.raises(UserError, match=r"base is no synthesizer.*any_checkpoint = True"):
+        check_synthesizer(trained("base", rows="documents", dev_rows="pairs"))
+    (directory / "rows/pairs").rmtree()
+    with pytest.raises(UserError, match=r"pairs holds no finished artefact.*any_checkpoint = True"):
+        check_synthesizer(directory / "tune")
 
 
 def test_bytes_that_are_no_utf8_are_replaced_in_what_is_written(tmp_path):

@@ -17,7 +17,7 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
 from sbp_jax.data.documents import Documents
-from sbp_jax.data.rows import prompt
+from sbp_jax.data.rows import open_rows, prompt
 from sbp_jax.data.vocabularies import Vocabulary, load, well_formed
 from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes
@@ -45,6 +45,7 @@ def synthesize(
     checkpoint_step: int | str = "last",
     seeds: str = "rows/real",
     vocab: str = "vocab",
+    any_checkpoint: bool = False,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float = 0.9,
@@ -69,12 +70,14 @@ def synthesize(
     Args:
       run: names the artefact.
       tokens: how many the documents shall have together; to within one shard.
-      seed_length: of a seed document so many tokens are read.
+      seed_length: of a seed document the first so many tokens are read, and the rest is not; how
+        many seeds are longer is counted as `cut_seeds`.
       max_length: most tokens of a document, its end among them.
       checkpoint: train artefact of the synthesizer.
       checkpoint_step: which of its checkpoints.
       seeds: rows artefact with the seed documents, which are drawn uniformly.
       vocab: the run's vocabulary.
+      any_checkpoint: whether to write even with a checkpoint that was not trained on pairs.
       temperature: of sampling; the paper's is remembered as 1.0.
       top_k: of sampling: each token is one of the so many most probable; None for no limit.
       top_p: of sampling, among those; the paper's is remembered as 0.9.
@@ -94,8 +97,8 @@ def synthesize(
       seed: of all random draws.
 
     Raises:
-      UserError: an argument is out of range, vocabulary and checkpoint do not fit, there
-        is no seed, or no document was kept.
+      UserError: an argument is out of range, vocabulary and checkpoint do not fit, the checkpoint
+        is no synthesizer, there is no seed, or no document was kept.
     """
     filter = filter or FilterConfig()
     if not temperature > 0 or not 0 < top_p <= 1:
@@ -174,6 +177,8 @@ def synthesize(
     )
     if stage.finished:
         return
+    if not any_checkpoint:
+        check_synthesizer(paths["checkpoint"])
     processes.wait_for_all(f"begin {run.scope}")
     parameters, info = load_parameters(paths["checkpoint"], step=checkpoint_step)
     sampler = Sampler(
@@ -208,7 +213,7 @@ def synthesize(
     processes.wait_for_all(f"end {run.scope}")
     if processes.is_writer():
         counts = finish(stage.work, kept_shards, info.hash)
-        counts |= {"empty_seeds": work.empty_seeds}
+        counts |= {"empty_seeds": work.empty_seeds, "cut_seeds": work.cut_seeds}
         if counts["tokens"] < tokens:
             logging.warning(
                 "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
@@ -219,6 +224,31 @@ def synthesize(
                 tokens,
             )
         stage.commit(counts)
+
+
+def check_synthesizer(checkpoint: epath.Path) -> None:
+    """Refuses a checkpoint that has not learnt to write one document from another.
+
+    It was trained on pairs if some of its rows have tokens without loss, those of d1.
+
+    Args:
+      checkpoint: a train artefact, or one of `sbp import-hf`, which tells nothing of its training.
+
+    Raises:
+      UserError: it was not trained on pairs, or its rows are not there to tell.
+    """
+    remedy = "name the one that was tuned on pairs, or set synthesize.any_checkpoint = True"
+    inputs = artifacts.read_manifest(checkpoint).inputs
+    rows = [inputs[role] for role in inputs if role == "rows" or role.startswith("rows[")]
+    try:
+        artefacts = [open_rows(artifacts.input_path(checkpoint, entry)) for entry in rows]
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint} may be no synthesizer, its rows cannot tell ({error.message}): {remedy}"
+        ) from error
+    sources = [source for artefact in artefacts for source in artefact.sources.values()]
+    if not any(source.loss_tokens < source.tokens for source in sources):
+        raise UserError(f"{checkpoint} is no synthesizer, it was not trained on pairs: {remedy}")
 
 
 class Work:
@@ -240,6 +270,7 @@ class Work:
         tokens = vocabulary.encode_batch([document.text for document in documents])
         self.seeds = [index for index, found in enumerate(tokens) if found]
         self.empty_seeds = len(tokens) - len(self.seeds)
+        self.cut_seeds = sum(len(found) > seed_length for found in tokens)
         self.prompts = [
             prompt(tokens[index], seed_length, vocabulary.bos, vocabulary.eos)
             for index in self.seeds
