@@ -359,12 +359,17 @@ def ancestry(directory: epath.PathLike) -> dict[str, Manifest]:
             return
         manifest = found[key] = read_manifest(path)
         for entry in manifest.inputs.values():
-            target = epath.Path(entry["path"])
-            inside = not (target.is_absolute() or "://" in entry["path"])
-            follow(path / target if inside else target, entry["hash"])
+            follow(input_path(path, entry), entry["hash"])
 
     follow(epath.Path(directory), None)
     return found
+
+
+def input_path(directory: epath.PathLike, entry: Mapping[str, str]) -> epath.Path:
+    """Where an input of the artefact at `directory` lies, by its entry in `Manifest.inputs`."""
+    target = epath.Path(entry["path"])
+    inside = not (target.is_absolute() or "://" in entry["path"])
+    return epath.Path(directory) / target if inside else target
 
 
 def _relative(path: epath.Path, start: epath.Path) -> str:

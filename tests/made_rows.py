@@ -32,8 +32,9 @@ def write_rows_artefact(
     vocab_size: int = 64,
     rates: Mapping[str, float] | None = None,
     synthetic: Sequence[str] = (),
+    loss_from: int = 0,
 ) -> epath.Path:
-    """Packs documents given as tokens, as `sbp cache` would."""
+    """Packs documents given as tokens, as `sbp cache` would; of pairs d2 is from `loss_from` on."""
     run = artifacts.Run(epath.Path(directory), name)
     config = {"length": length, "sources": {n: list(map(list, d)) for n, d in sources.items()}}
     stage = artifacts.begin(run, "cache", config=config, inputs={}, code=())
@@ -42,7 +43,7 @@ def write_rows_artefact(
         folder = stage.work / source
         folder.mkdir(parents=True)
         pieces = [
-            part
+            part._replace(loss_from=min(loss_from, len(part.targets)))
             for tokens in found
             for part in rows.split(rows.document_piece(tokens, BOS, EOS), length)
         ]
@@ -57,7 +58,7 @@ def write_rows_artefact(
             "rows": written,
             "padding": written * length - tokens,
             "tokens": tokens,
-            "loss_tokens": tokens,
+            "loss_tokens": sum(piece.loss_tokens for piece in pieces),
             "documents": len(found),
             "bytes": 3 * tokens,
         }

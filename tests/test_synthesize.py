@@ -21,11 +21,11 @@ from sbp_jax.data import documents, vocab, vocabularies
 from sbp_jax.data.rows import open_rows
 from sbp_jax.errors import UserError
 from sbp_jax.model.decoder import DecoderConfig, initialise, structure
-from sbp_jax.synthesize import filters, sampling, shards
+from sbp_jax.synthesize import filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, Slots, document_keys
-from sbp_jax.synthesize.stage import Work, synthesize
+from sbp_jax.synthesize.stage import Work, check_synthesizer, synthesize
 from sbp_jax.text.shingles import shingles
 from sbp_jax.train.optimizer import OptimizerConfig
 from sbp_jax.train.stage import train
@@ -122,45 +122,27 @@ def test_log_probabilities_are_those_of_the_training_forward():
         assert reason == "stop" or len(tokens) == SAMPLER.max_length
 
 
-def nucleus(logits, temperature, top_p, allowed):
-    """The distribution as it is defined: sort, cut, normalise."""
-    scaled = np.where(allowed, logits.astype(np.float64) / temperature, -np.inf)
-    p = np.exp(scaled - scaled.max())
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")
-    size = int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-9)) + 1
-    cut = np.zeros_like(p)
-    cut[order[:size]] = p[order[:size]]
-    return cut / cut.sum()
-
-
-@pytest.mark.parametrize(
-    ("temperature", "top_p"), [(1.0, 1.0), (1.0, 0.9), (0.5, 0.7), (2.0, 0.95), (1.0, 1e-6)]
-)
-def test_tokens_are_drawn_from_the_nucleus(temperature, top_p):
-    draws, size = 40_000, 50
-    logits = np.random.default_rng(1).normal(0, 1.5, size).astype(np.float32)
-    allowed = np.ones(size, bool)
-    allowed[[0, int(logits.argmax())]] = False
-    keys = jax.vmap(jax.random.key)(jnp.arange(draws))
-    found = sampling.sample(
-        jnp.broadcast_to(logits, (draws, size)),
-        keys,
-        jnp.zeros(draws, jnp.int32),
-        temperature=temperature,
-        top_p=top_p,
-        allowed_V=allowed,
+def ends_in_a_loop(tokens: list[int], length: int, period: int) -> bool:
+    """Whether the last `length` tokens repeat it with one period."""
+    return any(
+        len(tokens) >= length + p and tokens[-length:] == tokens[-length - p : -p]
+        for p in range(1, period + 1)
     )
-    expected = nucleus(logits, temperature, top_p, allowed)
-    counts = np.bincount(np.asarray(found.tokens_S), minlength=size)
-    assert not counts[expected == 0].any()
-    inside = expected > 0
-    chi2 = ((counts - draws * expected)[inside] ** 2 / (draws * expected[inside])).sum()
-    freedom = inside.sum() - 1
-    # Six standard deviations: a sampler that is off by a few parts in a hundred is past them.
-    assert chi2 <= freedom + 6 * np.sqrt(2 * freedom)
-    log_p = jax.nn.log_softmax(logits)[found.tokens_S]
-    np.testing.assert_allclose(found.log_probabilities_S, log_p, atol=1e-5)
+
+
+def test_documents_end_neither_too_early_nor_after_a_loop_has_closed():
+    """And do so in any slot: the limits are each document's own."""
+    changes = {"temperature": 0.3, "top_k": 12, "top_p": 1.0, "min_length": 4}
+    changes |= {"stop_repeats": 2, "stop_period": 3, "max_length": 40}
+    first = sampled(**changes)
+    reasons = collections.Counter(reason for _, reason, _ in first.values())
+    assert min(reasons[reason] for reason in ("stop", "length", "repetition")) > 2
+    for tokens, reason, _ in first.values():
+        assert EOS not in tokens[:4]
+        assert ends_in_a_loop(tokens, 6, 3) == (reason == "repetition")
+        assert not any(ends_in_a_loop(tokens[:n], 6, 3) for n in range(len(tokens)))
+    other = sampled(devices=2, slots=5, prefill_rows=2, **changes)
+    assert {i: d[:2] for i, d in other.items()} == {i: d[:2] for i, d in first.items()}
 
 
 def test_logits_that_are_no_numbers_end_the_document():
@@ -294,6 +276,7 @@ def test_filters_say_why():
     assert judge(copy, max_seed_copy=1.0).rejected_by is None
     assert judge("", "nan").rejected_by == "not_a_number"
     assert judge(fresh, "length").rejected_by is None
+    assert judge(fresh, "repetition").rejected_by == "repetition"
     assert judge(fresh, "length", keep_unfinished=False).rejected_by == "unfinished"
 
 
@@ -320,6 +303,7 @@ OPTIONS = {
     "prefill_rows": 4,
     "documents_per_shard": 5,
     "filter": FilterConfig(min_words=5, max_repetition=0.4),
+    "any_checkpoint": True,  # `made` learns from documents
     "seed": 1,
 }
 
@@ -368,6 +352,7 @@ def test_the_corpus_is_the_shortest_run_of_shards_with_the_tokens(made, corpus):
         [e["id"].decode() for e in examples] + [r["id"] for r in rejected]
     )
     assert counts["empty_seeds"] == 1
+    assert counts["cut_seeds"] == 12
     assert not (corpus / "shards").exists()
 
 
@@ -514,6 +499,13 @@ def test_a_seqio_task_reads_it(made, corpus):
         ({"temperature": 0.0}, "temperature = 0.0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
         ({"slots": 0}, "synthesize.slots = 0"),
+        ({"top_k": 0}, "synthesize.top_k = 0: expected at least 1"),
+        ({"min_length": -1}, "min_length = -1: expected from 0 to max_length = 24"),
+        ({"min_length": 25}, "min_length = 25: expected from 0 to max_length = 24"),
+        ({"stop_repeats": 0}, "synthesize.stop_repeats = 0"),
+        ({"stop_period": 0}, "synthesize.stop_period = 0"),
+        ({"stop_repeats": 4, "stop_period": 6}, "max_length = 24 tokens never holds such a loop"),
+        ({"any_checkpoint": False}, "tune is no synthesizer, it was not trained on pairs: name"),
         ({"checkpoint": "none"}, "none holds no finished artefact"),
         ({"checkpoint": "rows/real"}, "expected the directory of `sbp train`"),
         ({"checkpoint_step": 7}, "no checkpoint 7"),
@@ -523,6 +515,55 @@ def test_a_seqio_task_reads_it(made, corpus):
 def test_a_users_mistake_is_one_line(made, changes, message):
     with pytest.raises(UserError, match=message):
         write(made, "mistake" + str(abs(hash(message))), max_samples_per_seed=2, **changes)
+
+
+def test_documents_in_a_loop_are_rejected_and_counted(made):
+    """A synthesizer at a low temperature goes in circles."""
+    out = write(made, "loops", tokens=300, temperature=0.1, stop_repeats=2, stop_period=4)
+    counts = artifacts.read_manifest(out).counts
+    rejected = [json.loads(x) for x in (out / "rejected.jsonl").read_text().splitlines()]
+    looping = [record for record in rejected if record["finish_reason"] == "repetition"]
+    assert counts["loops"] == len(looping) > 0
+    assert {record["rejected_by"] for record in looping} <= {"repetition", "too_short"}
+    assert min(record["tokens"] for record in looping) < 24
+    assert not any(example["finish_reason"] == b"repetition" for example in read(out))
+
+
+def test_a_seed_is_cut_only_if_it_is_longer(made, tmp_path):
+    pieces = vocabularies.load(made / "vocab")
+    lengths = sorted(len(pieces.encode(text)) for text in TEXTS)
+    assert lengths[0] < lengths[6] < lengths[-1]
+    work = Work(
+        documents.Documents(made / "rows/real"),
+        pieces,
+        lengths[6],
+        FilterConfig(),
+        None,
+        epath.Path(tmp_path),
+    )
+    assert work.cut_seeds == sum(length > lengths[6] for length in lengths)
+    assert {len(prompt) - 2 for prompt in work.prompts} == {min(n, lengths[6]) for n in lengths}
+
+
+def test_a_synthesizer_is_told_by_the_rows_it_read(tmp_path):
+    directory = epath.Path(tmp_path)
+    texts = list(sentences(3, 64, 0))
+    write_rows_artefact(directory, "rows/documents", {"real": texts})
+    write_rows_artefact(directory, "rows/pairs", {"pairs": texts}, loss_from=2)
+
+    def trained(scope, **rows):
+        run = artifacts.Run(directory, scope)
+        inputs = {role: directory / "rows" / name for role, name in rows.items()}
+        artifacts.begin(run, "train", config={}, inputs=inputs, code=()).commit({})
+        return run.out
+
+    check_synthesizer(trained("tune", rows="pairs"))
+    check_synthesizer(trained("both", **{"rows[0]": "documents", "rows[1]": "pairs"}))
+    with pytest.raises(UserError, match=r"base is no synthesizer.*any_checkpoint = True"):
+        check_synthesizer(trained("base", rows="documents", dev_rows="pairs"))
+    (directory / "rows/pairs").rmtree()
+    with pytest.raises(UserError, match=r"pairs holds no finished artefact.*any_checkpoint = True"):
+        check_synthesizer(directory / "tune")
 
 
 def test_bytes_that_are_no_utf8_are_replaced_in_what_is_written(tmp_path):

@@ -85,7 +85,10 @@ def document_piece(tokens: Sequence[int], bos: int, eos: int) -> Piece:
 
 
 def prompt(tokens: Sequence[int], seed_length: int, bos: int, eos: int) -> list[int]:
-    """What the synthesizer reads before it writes: BOS, the seed's first tokens, EOS."""
+    """What the synthesizer reads before it writes: BOS, the seed, EOS.
+
+    Of a seed longer than `seed_length` the first so many tokens are read, and the rest is not.
+    """
     return [bos, *tokens[:seed_length], eos]
 
 

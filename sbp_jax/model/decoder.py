@@ -458,7 +458,7 @@ Cache = list[tuple[jax.Array, jax.Array]]
 
 
 def empty_cache(config: DecoderConfig, slots: int, length: int) -> Cache:
-    """A cache for `slots` sequences of up to `length` tokens, keys and values [K, S, M, H] a layer."""
+    """A cache for `slots` sequences of `length` tokens: keys and values [K, S, M, H] a layer."""
     shape = (config.kv_heads, slots, length, config.head_size)
     return [
         (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))

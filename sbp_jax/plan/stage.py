@@ -168,7 +168,8 @@ def _sampler() -> SamplerConfig:
     settings = PlanConfig()
     slots = bound.get("slots", settings.slots)
     seed_length = bound.get("seed_length")
-    others = {name: bound[name] for name in ("block", "chunk") if name in bound}
+    names = ("block", "chunk", "top_k", "min_length", "stop_repeats", "stop_period")
+    others = {name: bound[name] for name in names if name in bound}
     return SamplerConfig(
         prompt_length=seed_length + 2 if seed_length else settings.prompt_length,
         max_length=bound.get("max_length", settings.max_length),
@@ -258,7 +259,7 @@ def _budget(training: Training, program: Program, topology: Topology) -> dict[st
 
 
 def _synthesis(programs: dict[str, Program]) -> dict[str, Any] | None:
-    """What writing the corpus takes, of documents of full length whose prompts are each read once."""
+    """What writing the corpus takes: documents of full length, for each of which a prompt is read."""
     prefill, decode = programs["prefill"], programs["decode"]
     if prefill.seconds is None or decode.seconds is None or decode.bound_seconds is None:
         return None

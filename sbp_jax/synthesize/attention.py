@@ -1,7 +1,7 @@
 """Attention of one new token in every slot, which reads the cache as far as its slot has come.
 
-What a slot gets depends on its own keys and values alone, to the bit: neither on how far others have
-come nor on which slot it is.
+What a slot gets depends on its own keys and values alone, to the bit: neither on how far others
+have come nor on which slot it is.
 
 S slots, M cache length, K key/value heads, G query heads for each, N = K · G, H head size.
 """

@@ -19,7 +19,8 @@ class FilterConfig:
 
     Attributes:
       min_words: a text of fewer is too short.
-      max_repetition: largest share of 4-word runs that repeat earlier ones of the same text.
+      max_repetition: largest share of 4-word runs that repeat earlier ones of the same text. A
+        document that was ended in a loop is rejected whatever its share.
       max_seed_copy: largest share of the shorter text's 13-word shingles that seed and text have
         in common.
       keep_unfinished: whether a text that was cut at the length limit is kept. Rejecting them
@@ -57,7 +58,7 @@ def judge(text: str, finish_reason: str, seed_shingles: np.ndarray, config: Filt
     copied = containment(shingles(text), seed_shingles)
     if len(words(text)) < config.min_words:
         rejected_by = "too_short"
-    elif repeated > config.max_repetition:
+    elif finish_reason == "repetition" or repeated > config.max_repetition:
         rejected_by = "repetition"
     elif copied > config.max_seed_copy:
         rejected_by = "seed_copy"

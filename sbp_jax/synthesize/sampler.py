@@ -2,9 +2,9 @@
 
 `jax.pmap` runs one independent replica a device; nothing is exchanged between them. A replica has
 S slots, each at work on one document. Two compiled programs of fixed shapes are all there is:
-*prefill* reads up to R prompts into free slots, a chunk of positions at a time as far as the longest
-of them goes, and copies prompts from slots where they were read before; *decode* samples a block of
-steps in all slots.
+*prefill* reads up to R prompts into free slots, a chunk of positions at a time as far as the
+longest of them goes, and copies prompts from slots where they were read before; *decode* samples a
+block of steps in all slots.
 
 What is promised: a document's tokens are a function of its prompt, its key, the parameters and
 the two compiled programs. No operation mixes rows, so which device, slot or prefill row it falls
@@ -42,13 +42,19 @@ from sbp_jax.model.decoder import (
     initialise,
     structure,
 )
-from sbp_jax.synthesize import attention, decode, sampling
+from sbp_jax.synthesize import attention, decode, loops, sampling
+from sbp_jax.synthesize.loops import Loops
 from sbp_jax.synthesize.schedule import Filling, Request, Slots
 
 # Chips whose two cores act as one device.
 TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
-RUNNING, STOP, LENGTH, NOT_A_NUMBER = range(4)
-FINISH_REASONS = {STOP: "stop", LENGTH: "length", NOT_A_NUMBER: "nan"}
+RUNNING, STOP, LENGTH, REPETITION, NOT_A_NUMBER = range(5)
+FINISH_REASONS = {
+    STOP: "stop",
+    LENGTH: "length",
+    REPETITION: "repetition",
+    NOT_A_NUMBER: "nan",
+}
 
 
 class State(NamedTuple):
@@ -63,6 +69,7 @@ class State(NamedTuple):
       finish_S: int32, 0 while the document goes on, then why it ended; free slots too have ended.
       tokens_ST: int32, what was sampled.
       log_probability_S: float32, its sum.
+      loops: where loops are looked for.
     """
 
     cache: Cache
@@ -73,6 +80,7 @@ class State(NamedTuple):
     finish_S: jax.Array
     tokens_ST: jax.Array
     log_probability_S: jax.Array
+    loops: Loops | None
 
 
 # NumPy on the host, JAX on devices.
@@ -109,8 +117,8 @@ class Sample(NamedTuple):
     Attributes:
       request: what was asked for.
       tokens: int32 [n], with EOS where it ended by itself.
-      finish_reason: `stop`, `length` (cut at the limit) or `nan` (the model's logits were not
-        numbers; the last token is meaningless).
+      finish_reason: `stop`, `length` (cut at the limit), `repetition` (cut in a loop) or `nan` (the
+        model's logits were not numbers; the last token is meaningless).
       log_probability: of all tokens together, under the model at temperature 1, nothing left out.
     """
 
@@ -135,6 +143,11 @@ class SamplerConfig:
       prefill_rows: R.
       block: decode steps between two looks at which slots have ended.
       chunk: positions of a prompt that are read at a time.
+      top_k: see `sampling.sample`.
+      min_length: see `sampling.sample`.
+      stop_repeats: a document ends when its last `stop_repeats` · `stop_period` tokens repeat it
+        with one period of at most `stop_period`; None: no loop is looked for.
+      stop_period: the longest.
     """
 
     prompt_length: int
@@ -147,6 +160,10 @@ class SamplerConfig:
     prefill_rows: int
     block: int = 8
     chunk: int = 128
+    top_k: int | None = None
+    min_length: int = 0
+    stop_repeats: int | None = None
+    stop_period: int = 32
 
     @property
     def read_length(self) -> int:
@@ -218,6 +235,7 @@ class Programs:
             finish_S=integers + STOP,
             tokens_ST=jnp.zeros((c.slots, c.max_length), jnp.int32),
             log_probability_S=jnp.zeros(c.slots, jnp.float32),
+            loops=None if c.stop_repeats is None else loops.none(c.slots, c.stop_period),
         )
 
     def prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
@@ -302,11 +320,19 @@ class Programs:
             jax.random.wrap_key_data(state.keys_S2, impl="threefry2x32"),
             state.count_S,
             temperature=c.temperature,
+            top_k=c.top_k,
             top_p=c.top_p,
             allowed_V=self.allowed_V,
+            eos=c.eos,
+            min_length=c.min_length,
         )
         count_S = state.count_S + running_S
         finish_S = jnp.where(count_S >= c.max_length, LENGTH, RUNNING)
+        followed = None
+        if state.loops is not None and c.stop_repeats is not None:
+            followed = loops.follow(state.loops, sampled.tokens_S, state.count_S == 0)
+            in_loop_S = loops.repeated(followed) >= c.stop_repeats * c.stop_period
+            finish_S = jnp.where(in_loop_S, REPETITION, finish_S)
         finish_S = jnp.where(sampled.tokens_S == c.eos, STOP, finish_S)
         finish_S = jnp.where(sampled.finite_S, finish_S, NOT_A_NUMBER)
         # A slot that has ended writes behind the end of its row, where nothing is kept.
@@ -322,6 +348,7 @@ class Programs:
             tokens_ST=state.tokens_ST.at[slots_S, place_S].set(sampled.tokens_S, mode="drop"),
             log_probability_S=state.log_probability_S
             + jnp.where(running_S, sampled.log_probabilities_S, 0),
+            loops=followed,
         )
 
 
@@ -415,9 +442,7 @@ class Sampler:
                 slot[device, place], source[device, place] = one.slot, one.source
                 keys[device, place] = one.request.key
         read = slice(0, rows)
-        return Prompts(
-            tokens, length[:, read], slot[:, read], last, length, slot, source, keys
-        )
+        return Prompts(tokens, length[:, read], slot[:, read], last, length, slot, source, keys)
 
     def _take(self, state: State, ended: list[tuple[int, int, Request]]) -> list[Sample]:
         """Fetches documents that have ended, before their slots are filled again."""

@@ -23,7 +23,7 @@ class Record:
       seed_id: the document it was written from.
       sample_index: which of that seed's samples.
       key: data of its random key, hexadecimal.
-      finish_reason: `stop`, `length` or `nan`.
+      finish_reason: `stop`, `length`, `repetition` or `nan`: see `sampler.Sample`.
       tokens: sampled, EOS among them.
       mean_log_probability: nats per token under the synthesizer at temperature 1.
       repetition: see `filters`.

@@ -17,7 +17,7 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
 from sbp_jax.data.documents import Documents
-from sbp_jax.data.rows import prompt
+from sbp_jax.data.rows import open_rows, prompt
 from sbp_jax.data.vocabularies import Vocabulary, load, well_formed
 from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes
@@ -45,8 +45,13 @@ def synthesize(
     checkpoint_step: int | str = "last",
     seeds: str = "rows/real",
     vocab: str = "vocab",
+    any_checkpoint: bool = False,
     temperature: float = 1.0,
+    top_k: int | None = None,
     top_p: float = 0.9,
+    min_length: int = 0,
+    stop_repeats: int | None = None,
+    stop_period: int = 32,
     filter: FilterConfig | None = None,
     max_samples_per_seed: int = 1000,
     documents_per_shard: int = 64,
@@ -66,14 +71,22 @@ def synthesize(
     Args:
       run: names the artefact.
       tokens: how many the documents shall have together; to within one shard.
-      seed_length: of a seed document so many tokens are read.
+      seed_length: of a seed document the first so many tokens are read, and the rest is not; how
+        many seeds are longer is counted as `cut_seeds`.
       max_length: most tokens of a document, its end among them.
       checkpoint: train artefact of the synthesizer.
       checkpoint_step: which of its checkpoints.
       seeds: rows artefact with the seed documents, which are drawn uniformly.
       vocab: the run's vocabulary.
+      any_checkpoint: whether to write even with a checkpoint that was not trained on pairs.
       temperature: of sampling; the paper's is remembered as 1.0.
-      top_p: of sampling; the paper's is remembered as 0.9.
+      top_k: of sampling: each token is one of the so many most probable; None for no limit.
+      top_p: of sampling, among those; the paper's is remembered as 0.9.
+      min_length: fewest tokens of a document before it may end by itself.
+      stop_repeats: a document is ended, and rejected, when its last `stop_repeats` × `stop_period`
+        tokens are one passage of at most `stop_period` tokens over and over: the longest stands
+        there so many times again, shorter ones for as long. None to let them go on to their limit.
+      stop_period: see there; a step's work grows with it, and is small up to some hundreds.
       filter: what is rejected.
       max_samples_per_seed: stops here though the tokens are not reached.
       documents_per_shard: documents that are committed together.
@@ -84,6 +97,10 @@ def synthesize(
       cpu_devices: on a CPU, how many devices to make of it, a replica each, since one replica of a
         small model keeps one core busy; None for JAX's own number.
       seed: of all random draws.
+
+    Raises:
+      UserError: an argument is out of range, vocabulary and checkpoint do not fit, the checkpoint
+        is no synthesizer, there is no seed, or no document was kept.
     """
     filter = filter or FilterConfig()
     if not temperature > 0 or not 0 < top_p <= 1:
@@ -101,9 +118,21 @@ def synthesize(
         ("block", block),
         ("chunk", chunk),
         ("cpu_devices", cpu_devices),
+        ("top_k", top_k),
+        ("stop_repeats", stop_repeats),
+        ("stop_period", stop_period),
     ):
         if value is not None and value < 1:
             raise UserError(f"synthesize.{name} = {value}: expected at least 1")
+    if not 0 <= min_length <= max_length:
+        raise UserError(
+            f"synthesize.min_length = {min_length}: expected from 0 to max_length = {max_length}"
+        )
+    if stop_repeats is not None and stop_repeats * stop_period >= max_length:
+        raise UserError(
+            f"synthesize.stop_repeats = {stop_repeats} × stop_period = {stop_period}: a document "
+            f"of max_length = {max_length} tokens never holds such a loop; lower one of them"
+        )
     if cpu_devices is not None:
         processes.make_cpu_devices(cpu_devices)
     paths = {
@@ -128,7 +157,11 @@ def synthesize(
             "max_length": max_length,
             "checkpoint_step": checkpoint_step,
             "temperature": temperature,
+            "top_k": top_k,
             "top_p": top_p,
+            "min_length": min_length,
+            "stop_repeats": stop_repeats,
+            "stop_period": None if stop_repeats is None else stop_period,
             "filter": filter,
             "max_samples_per_seed": max_samples_per_seed,
             "documents_per_shard": documents_per_shard,
@@ -147,6 +180,8 @@ def synthesize(
     )
     if stage.finished:
         return
+    if not any_checkpoint:
+        check_synthesizer(paths["checkpoint"])
     processes.wait_for_all(f"begin {run.scope}")
     parameters, info = load_parameters(paths["checkpoint"], step=checkpoint_step)
     sampler = Sampler(
@@ -163,6 +198,10 @@ def synthesize(
             prefill_rows=min(prefill_rows, slots),
             block=block,
             chunk=chunk,
+            top_k=top_k,
+            min_length=min_length,
+            stop_repeats=stop_repeats,
+            stop_period=stop_period,
         ),
     )
     work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
@@ -177,7 +216,8 @@ def synthesize(
     kept_shards = work.until(tokens, plan)
     processes.wait_for_all(f"end {run.scope}")
     if processes.is_writer():
-        counts = finish(stage.work, kept_shards, info.hash, work.empty_seeds)
+        counts = finish(stage.work, kept_shards, info.hash)
+        counts |= {"empty_seeds": work.empty_seeds, "cut_seeds": work.cut_seeds}
         if counts["tokens"] < tokens:
             logging.warning(
                 "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
@@ -188,6 +228,31 @@ def synthesize(
                 tokens,
             )
         stage.commit(counts)
+
+
+def check_synthesizer(checkpoint: epath.Path) -> None:
+    """Refuses a checkpoint that has not learnt to write one document from another.
+
+    It was trained on pairs if some of its rows have tokens without loss, those of d1.
+
+    Args:
+      checkpoint: a train artefact, or one of `sbp import-hf`, which tells nothing of its training.
+
+    Raises:
+      UserError: it was not trained on pairs, or its rows are not there to tell.
+    """
+    remedy = "name the one that was tuned on pairs, or set synthesize.any_checkpoint = True"
+    inputs = artifacts.read_manifest(checkpoint).inputs
+    rows = [inputs[role] for role in inputs if role == "rows" or role.startswith("rows[")]
+    try:
+        artefacts = [open_rows(artifacts.input_path(checkpoint, entry)) for entry in rows]
+    except UserError as error:
+        raise UserError(
+            f"{checkpoint} may be no synthesizer, its rows cannot tell ({error.message}): {remedy}"
+        ) from error
+    sources = [source for artefact in artefacts for source in artefact.sources.values()]
+    if not any(source.loss_tokens < source.tokens for source in sources):
+        raise UserError(f"{checkpoint} is no synthesizer, it was not trained on pairs: {remedy}")
 
 
 class Work:
@@ -209,6 +274,7 @@ class Work:
         tokens = vocabulary.encode_batch([document.text for document in documents])
         self.seeds = [index for index, found in enumerate(tokens) if found]
         self.empty_seeds = len(tokens) - len(self.seeds)
+        self.cut_seeds = sum(len(found) > seed_length for found in tokens)
         self.prompts = [
             prompt(tokens[index], seed_length, vocabulary.bos, vocabulary.eos)
             for index in self.seeds
@@ -305,9 +371,7 @@ class Work:
         )
 
 
-def finish(
-    directory: epath.Path, kept: list[list[shards.Record]], checkpoint: str, empty_seeds: int
-) -> dict:
+def finish(directory: epath.Path, kept: list[list[shards.Record]], checkpoint: str) -> dict:
     """Writes the dataset and what was rejected; removes the shards; returns the counts."""
     # TFDS brings TensorFlow, which sampling does not need.
     from sbp_jax.synthesize import corpus
@@ -335,8 +399,8 @@ def finish(
         "sampled_documents": len(records),
         "sampled_tokens": sum(record.tokens for record in records),
         "seeds": len({record.seed_id for record in accepted}),
-        "empty_seeds": empty_seeds,
         "unfinished": sum(record.finish_reason == "length" for record in accepted),
+        "loops": sum(record.finish_reason == "repetition" for record in records),
         "rejected": rejects,
         "checkpoint": checkpoint,
     }
