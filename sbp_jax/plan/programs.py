@@ -146,11 +146,16 @@ def compile_sampler(
 
     prompts = place(
         Prompts(
-            integers(rows, config.prompt_length),
-            *[integers(rows)] * 2,
-            *[integers(2 * rows)] * 4,
-            integers(2 * rows, 2, dtype=jnp.uint32),
+            tokens_RP=integers(rows, config.prompt_length),
+            length_R=integers(rows),
+            slot_R=integers(rows),
+            last_E=integers(2 * rows),
+            length_E=integers(2 * rows),
+            slot_E=integers(2 * rows),
+            source_E=integers(2 * rows),
+            keys_E2=integers(2 * rows, 2, dtype=jnp.uint32),
         )
+    )
     )
     one_chip = dataclasses.replace(topology, shape=(1,) * len(topology.shape), slices=1)
 

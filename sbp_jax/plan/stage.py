@@ -259,7 +259,7 @@ def _budget(training: Training, program: Program, topology: Topology) -> dict[st
 
 
 def _synthesis(programs: dict[str, Program]) -> dict[str, Any] | None:
-    """What writing the corpus takes: documents of full length, for each of which a prompt is read."""
+    """What writing the corpus takes, of full documents for each of which a prompt is read."""
     prefill, decode = programs["prefill"], programs["decode"]
     if prefill.seconds is None or decode.seconds is None or decode.bound_seconds is None:
         return None

@@ -441,8 +441,16 @@ class Sampler:
                 length[device, place] = size
                 slot[device, place], source[device, place] = one.slot, one.source
                 keys[device, place] = one.request.key
-        read = slice(0, rows)
-        return Prompts(tokens, length[:, read], slot[:, read], last, length, slot, source, keys)
+        return Prompts(
+            tokens_RP=tokens,
+            length_R=length[:, :rows],
+            slot_R=slot[:, :rows],
+            last_E=last,
+            length_E=length,
+            slot_E=slot,
+            source_E=source,
+            keys_E2=keys,
+        )
 
     def _take(self, state: State, ended: list[tuple[int, int, Request]]) -> list[Sample]:
         """Fetches documents that have ended, before their slots are filled again."""
