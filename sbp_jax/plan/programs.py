@@ -156,7 +156,6 @@ def compile_sampler(
             keys_E2=integers(2 * rows, 2, dtype=jnp.uint32),
         )
     )
-    )
     one_chip = dataclasses.replace(topology, shape=(1,) * len(topology.shape), slices=1)
 
     def lower(function: Callable, *arguments: Any):
