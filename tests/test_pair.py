@@ -214,7 +214,7 @@ def test_search_finds_what_exact_search_finds(plan, recall):
 def test_the_kind_of_search_follows_the_size():
     assert search.plan(19_999, 10).kind == "brute_force"
     assert search.plan(20_000, 10).kind == "hashed"
-    assert search.plan(100_000, 200) == search.SearchPlan("tree", 316, 31, 2000)
+    assert search.plan(100_000, 200) == search.SearchPlan("tree", 632, 63, 2000)
 
 
 def test_select_counts_every_candidate():

