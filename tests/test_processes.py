@@ -42,6 +42,7 @@ synthesize.slots = 4
 synthesize.prefill_rows = 4
 synthesize.documents_per_shard = 5
 synthesize.checkpoint = 'several'
+synthesize.lease_seconds = 4.0
 evaluate.checkpoint = 'several'
 evaluate.rows = 'rows/real'
 FilterConfig.min_words = 3
