@@ -113,6 +113,19 @@ def test_a_dead_workers_claim_is_taken_over_after_the_lease(directory, monkeypat
     assert not third.take("7")
 
 
+def test_many_deaths_are_waited_for_once(directory):
+    clock = Clock()
+    for _ in range(3):
+        one = host(directory, clock)
+        one.take("7")
+        clock.now += LEASE
+        assert one.take("7")
+    late = host(directory, clock)
+    assert not late.take("7")
+    clock.now += LEASE
+    assert late.take("7")
+
+
 def test_one_of_many_takes_over(directory):
     first, clocks = host(directory, Clock()), [Clock() for _ in range(8)]
     first.take("7")
@@ -500,8 +513,9 @@ def test_who_comes_when_all_is_done_ends(directory):
     with pytest.raises(FileNotFoundError):
         Worker(late.work, LEASE)
     assert not late.work.exists()
+    vocabulary = types.SimpleNamespace(encode_batch=lambda texts: [])
     with pytest.raises(FileNotFoundError):
-        worker_of(late.work)
+        Work([], vocabulary, 1, None, None, late.work)
 
 
 def test_who_dies_at_the_end_is_followed(directory):
