@@ -1,4 +1,4 @@
-# make demo · make test · make check: each builds .venv by itself when it must.
+# make demo · make test · make check · make faults: each builds .venv by itself when it must.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # JAX needs 3.12 or newer, ScaNN has no wheel past 3.13; Debian may leave ensurepip out.
 FITS := 'import ensurepip, sys, venv; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))'
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check faults format lock clean
 
 demo: $(READY)
 	$(BIN)/sbp bootstrap --gin_file=experiments/pydocs.gin
@@ -19,6 +19,11 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Processes that write one corpus are killed at random, for minutes: make faults KILLS=1000
+KILLS := 200
+faults: $(READY)
+	$(BIN)/python tests/faults/synthesize.py --kills=$(KILLS)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

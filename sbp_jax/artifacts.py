@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as LocalPath
@@ -195,7 +196,8 @@ def is_finished(directory: epath.PathLike) -> bool:
 def write_atomic(path: epath.PathLike, content: str | bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
     path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    # Processes of several hosts may write one file, and have one number.
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     data = content.encode() if isinstance(content, str) else content
     with temporary.open("wb") as file:
         file.write(data)
@@ -288,9 +290,9 @@ def begin(
       inputs: what the stage reads, by its role: directories of artefacts, or files from outside.
       code: modules and packages whose source decides the output.
       resumable: whether the stage goes on from what an interrupted attempt left; if not, that is
-        removed, since nothing in it was finished.
-      writer: whether this process may write; the others of a multi-process stage pass False and
-        wait for the writer themselves.
+        removed, since nothing in it was finished. Several processes may begin one resumable stage.
+      writer: whether this process may write; the others of a stage whose processes work in step
+        pass False and wait for the writer themselves.
 
     Raises:
       UserError: an input is missing or damaged, or another artefact stands at `run.out`.
@@ -313,27 +315,41 @@ def begin(
         _refuse_if_different(run.out, found, wanted)
         logging.info("%s is finished already (%s)", run.out, found.identity)
         return Stage(run.out, found, finished=True)
-    if run.out.exists() and any(p.name != OPERATIVE_CONFIG for p in _strays(run.out)):
+    strange = run.out.exists() and any(p.name != OPERATIVE_CONFIG for p in _strays(run.out))
+    if strange and not is_finished(run.out):
         raise UserError(
             f"{run.out} exists and is no artefact of this project: "
             "move it away or choose another run directory"
         )
     made = Stage(run.out, wanted, finished=False)
-    identity = made.work / IDENTITY
-    if writer and made.work.exists() and (not resumable or _has_only_begun(made.work)):
+    try:
+        _open(made, resumable=resumable, writer=writer)
+    except FileNotFoundError:
+        if not is_finished(run.out):
+            raise
+    if is_finished(run.out):  # another process has committed just now, and renamed the directory
+        if writer and made.work.exists() and _has_only_begun(made.work):
+            made.work.rmtree()
+        return Stage(run.out, read_manifest(run.out), finished=True)
+    return made
+
+
+def _open(made: Stage, *, resumable: bool, writer: bool) -> None:
+    """Makes ready the directory that a stage works in, or finds there what it goes on with."""
+    wanted, identity = made.manifest, made.work / IDENTITY
+    if writer and made.work.exists() and (not resumable or _is_of_a_mistake(made.work, wanted)):
         made.work.rmtree()
     if identity.exists():
         fields = json.loads(identity.read_text())
         _refuse_if_different(made.work, Manifest(**fields["manifest"]), wanted)
         made.resumed = True
-        logging.info("%s goes on where it was interrupted", run.out)
+        logging.info("%s goes on where it was interrupted", made.out)
     elif writer:
         made.work.mkdir(parents=True, exist_ok=True)
         fields = {"seconds": 0.0, "manifest": dataclasses.asdict(wanted)}
         write_atomic(identity, json.dumps(fields, indent=2))
     if writer:
         write_atomic(made.work / OPERATIVE_CONFIG, gin.operative_config_str())
-    return made
 
 
 def ancestry(directory: epath.PathLike) -> dict[str, Manifest]:
@@ -396,6 +412,17 @@ def _strays(directory: epath.Path) -> list[epath.Path]:
 def _has_only_begun(work: epath.Path) -> bool:
     """Whether an attempt ended before it wrote anything, as one with a mistake in it does."""
     return all(path.name in (IDENTITY, OPERATIVE_CONFIG) for path in work.iterdir())
+
+
+def _is_of_a_mistake(work: epath.Path, wanted: Manifest) -> bool:
+    """Whether an attempt with another configuration ended before it wrote anything.
+
+    One with the same may be another process that has only begun.
+    """
+    if not _has_only_begun(work) or not (work / IDENTITY).exists():
+        return False
+    fields = json.loads((work / IDENTITY).read_text())
+    return Manifest(**fields["manifest"]).identity != wanted.identity
 
 
 def _refuse_if_different(where: epath.Path, found: Manifest, wanted: Manifest) -> None:

@@ -4,6 +4,7 @@
     sbp cache … --runner=RUNNER [-- OPTION…]
     sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
     sbp pair … --inspect=FILE
+    sbp synthesize --status=DIR [--scope=SCOPE] [--price=DOLLARS] [--json]
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
 not fit, 130 interrupted, 143 ended by SIGTERM and saved. After any the same command goes on.
@@ -59,16 +60,21 @@ OF_A_PATH = ("import-hf", "export-hf", "show")
 OF_STAGES = {
     "topology": ("plan",),
     "slices": ("plan",),
-    "json": ("plan",),
+    "json": ("plan", "synthesize"),
     "hlo": ("plan",),
     "html": ("show",),
     "inspect": ("pair",),
+    "status": ("synthesize",),
+    "price": ("synthesize",),
     "runner": ("cache", "bootstrap"),
     "runner_option": ("cache", "bootstrap"),
 }
 # What leaves no artefact in a run, and the flags that are about one.
 WITHOUT_A_RUN = ("plan", "export-hf", "show")
 OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
+# What stands beside --status, and what stands beside nothing else.
+OF_STATUS = {"stage", "status", "scope", "price", "json", "verbosity"}
+ONLY_OF_STATUS = {"price", "json"}
 # What the processes of a job may run together; of the others each would write the same files.
 OF_SEVERAL_PROCESSES = ("train", "embed", "synthesize", "evaluate", "conditioning")
 RUN_DIR_MACRO = "RUN_DIR"
@@ -130,8 +136,19 @@ def parser() -> Parser:
     )
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
     result.add_argument("--slices", type=int, help="plan: how many of them")
-    result.add_argument("--json", action="store_true", help="plan: print one JSON object")
+    result.add_argument(
+        "--json", action="store_true", help="plan, synthesize --status: print one JSON object"
+    )
     result.add_argument("--hlo", metavar="DIR", help="plan: keep the compiled programs' HLO there")
+    result.add_argument(
+        "--status",
+        metavar="DIR",
+        help="synthesize: tell how far the corpus in DIR is, over all hosts; with --scope, DIR is "
+        "the run's",
+    )
+    result.add_argument(
+        "--price", type=float, help="synthesize --status: of a host and hour, in dollars"
+    )
     result.add_argument(
         "--verbosity", default="info", choices=["debug", "info", "warning", "error"]
     )
@@ -177,6 +194,13 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
                 f"--scope={scope}: expected names of letters, digits and _, with / between them"
             )
     _check_arguments(flags)
+    if flags.status:
+        if bindings:
+            raise UserError("--status reads no gin: leave out --gin.NAME=VALUE")
+        scope = flags.scope[0] if flags.scope else None
+        return _load("sbp_jax.synthesize.status:status")(
+            flags.status, scope, flags.price, flags.json
+        )
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
     if flags.stage == "show" and ":" in flags.path:
@@ -230,10 +254,14 @@ def _check_arguments(flags: argparse.Namespace) -> None:
     unused = given & (OF_A_RUN if flags.stage in WITHOUT_A_RUN else set())
     unused -= {"run_dir"} if flags.stage == "show" else set()  # where @artefacts are looked for
     unused |= {name for name in given & set(OF_STAGES) if flags.stage not in OF_STAGES[name]}
+    if flags.stage == "synthesize":
+        unused |= given - OF_STATUS if flags.status else given & ONLY_OF_STATUS
     if unused:
         name = min(unused)
         flag = "options behind --" if name == "runner_option" else f"--{name}"
         raise UserError(f"takes no {flag}: `sbp --help` tells what there is")
+    if flags.status and len(flags.scope or ()) > 1:
+        raise UserError("--status is of one corpus: give one --scope")
     if flags.inspect and len(flags.scope or ()) > 1:
         raise UserError("--inspect is one page: give one --scope")
     if flags.stage == "plan" and flags.topology is None:

@@ -43,6 +43,7 @@ synthesize.prefill_rows = 4
 synthesize.documents_per_shard = 5
 synthesize.checkpoint = 'several'
 synthesize.any_checkpoint = True
+synthesize.lease_seconds = 4.0
 evaluate.checkpoint = 'several'
 evaluate.rows = 'rows/real'
 FilterConfig.min_words = 3

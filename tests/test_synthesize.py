@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import json
 import random
-import types
 
 import jax
 import jax.numpy as jnp
@@ -446,23 +445,6 @@ def test_the_corpus_does_not_depend_on_slots_or_devices(made, corpus, monkeypatc
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
     out = write(made, "two_devices", slots=7, prefill_rows=3, block=5)
     assert content(out) == content(corpus)
-
-
-def test_a_round_that_found_more_than_enough_is_cut(monkeypatch):
-    """What is kept follows from the shards alone, not from how many a round took on."""
-    sizes = [10, 10, 100, 100, 100, 100]
-    plan = Plan(["a"], 0, documents_per_shard=1, samples_per_seed=len(sizes))
-    work = Work.__new__(Work)
-    work.directory, work.sampler = None, types.SimpleNamespace(config=SAMPLER)
-    rounds = []
-    monkeypatch.setattr(work, "_round", lambda numbers, plan, bar: rounds.append(numbers))
-    monkeypatch.setattr(shards, "read", lambda directory, number: [number])
-    monkeypatch.setattr(shards, "accepted_tokens", lambda records: sizes[records[0]])
-    assert work.until(30, plan) == [[0], [1], [2]]
-    assert rounds == [range(2), range(2, 3)]
-    rounds.clear()
-    assert work.until(150, plan) == [[0], [1], [2], [3]]
-    assert rounds[-1].stop == len(sizes)
 
 
 def test_a_longer_corpus_begins_as_the_shorter(made, corpus):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 
 from absl import logging
 from etils import epath
 
-from sbp_jax import artifacts
+from sbp_jax.synthesize import storage
+
+FOLDER = "shards"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +55,27 @@ def write(directory: epath.Path, number: int, records: Sequence[Record]) -> None
     """Commits a shard: its first line is the checksum of the rest."""
     body = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
     checksum = hashlib.sha256(body.encode()).hexdigest()
-    artifacts.write_atomic(path(directory, number), f"{checksum}\n{body}")
+    storage.write(path(directory, number), f"{checksum}\n{body}")
 
 
 def read(directory: epath.Path, number: int) -> list[Record] | None:
     """A committed shard; None if there is none, or what is there is damaged (and said so)."""
     file = path(directory, number)
-    if not file.exists():
+    content = storage.read(file)
+    if content is None:
         return None
-    checksum, _, body = file.read_text().partition("\n")
-    if hashlib.sha256(body.encode()).hexdigest() != checksum:
+    checksum, _, body = content.partition(b"\n")
+    if hashlib.sha256(body).hexdigest().encode() != checksum:
         logging.warning("%s is damaged: its documents are written again", file)
         return None
     return [Record(**json.loads(line)) for line in body.splitlines()]
+
+
+def present(directory: epath.Path) -> list[int]:
+    """Numbers of the shards that are there, in order; whether they are whole `read` tells."""
+    names = [file.name for file in directory.iterdir()]
+    found = [re.fullmatch(r"shard-(\d{6,})\.jsonl", name) for name in names]
+    return sorted(int(match[1]) for match in found if match)
 
 
 def accepted_tokens(records: Sequence[Record]) -> int:

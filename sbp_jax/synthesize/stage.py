@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
 import functools
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import gin
-import jax
 import numpy as np
 from absl import logging
 from etils import epath
@@ -23,15 +24,16 @@ from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
-from sbp_jax.synthesize import filters, shards
+from sbp_jax.synthesize import claims, filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
+from sbp_jax.synthesize.ledger import Ledger
 from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, document_keys
 from sbp_jax.text.shingles import shingles
 
-SHARDS = "shards"
 REJECTS = "rejects.json"
 REJECTED = "rejected.jsonl"
+FINISH = "finish"  # who has claimed it writes the corpus
 
 
 @configurable
@@ -60,13 +62,18 @@ def synthesize(
     block: int = 8,
     chunk: int = 128,
     cpu_devices: int | None = None,
+    lease_seconds: float = 60.0,
+    most_nan: float = 0.01,
     seed: int = 0,
 ) -> None:
     """Writes a corpus and leaves it as a TFDS dataset.
 
-    Each process works by itself on its own shards; they meet only between rounds. The corpus is
-    the shortest run of shards, from the first, that holds the wanted tokens: which devices,
-    processes or attempts wrote them does not matter.
+    Any number of processes work on it, come and go: those of a job, and others that were started
+    by themselves, on this machine or another, with the same configuration and run directory. They
+    share nothing but that directory: each claims a shard after the other (`claims`), one of them
+    writes the corpus, and all end when it is there. The corpus is the shortest run of shards, from
+    the first, that holds the wanted tokens: which devices, processes or attempts wrote them does
+    not matter.
 
     Args:
       run: names the artefact.
@@ -96,11 +103,16 @@ def synthesize(
       chunk: tokens of a prompt that are read at a time; few where most prompts are short.
       cpu_devices: on a CPU, how many devices to make of it, a replica each, since one replica of a
         small model keeps one core busy; None for JAX's own number.
+      lease_seconds: after so long without a sign of life a process's shards are another's. Longer
+        than the storage is ever away.
+      most_nan: the run stops when a larger share of the documents in finished shards has ended in
+        logits that are not numbers.
       seed: of all random draws.
 
     Raises:
       UserError: an argument is out of range, vocabulary and checkpoint do not fit, the checkpoint
         is no synthesizer, there is no seed, or no document was kept.
+      Stopped: the logits were no numbers, or the storage failed for good.
     """
     filter = filter or FilterConfig()
     if not temperature > 0 or not 0 < top_p <= 1:
@@ -133,6 +145,11 @@ def synthesize(
             f"synthesize.stop_repeats = {stop_repeats} × stop_period = {stop_period}: a document "
             f"of max_length = {max_length} tokens never holds such a loop; lower one of them"
         )
+    if not lease_seconds > 0 or not 0 <= most_nan <= 1:
+        raise UserError(
+            f"synthesize: lease_seconds = {lease_seconds} must be above 0, "
+            f"most_nan = {most_nan} in [0, 1]"
+        )
     if cpu_devices is not None:
         processes.make_cpu_devices(cpu_devices)
     paths = {
@@ -150,7 +167,7 @@ def synthesize(
     stage = artifacts.begin(
         run,
         "synthesize",
-        # Slots, prefill rows and block decide how fast it is written, not what.
+        # Slots, prefill rows, block and lease decide how fast it is written, not what.
         config={
             "tokens": tokens,
             "seed_length": seed_length,
@@ -176,13 +193,12 @@ def synthesize(
             "sbp_jax.data.vocabularies",
         ),
         resumable=True,
-        writer=processes.is_writer(),
     )
     if stage.finished:
+        tidy(stage.out)
         return
     if not any_checkpoint:
         check_synthesizer(paths["checkpoint"])
-    processes.wait_for_all(f"begin {run.scope}")
     parameters, info = load_parameters(paths["checkpoint"], step=checkpoint_step)
     sampler = Sampler(
         model,
@@ -204,30 +220,34 @@ def synthesize(
             stop_period=stop_period,
         ),
     )
-    work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
-    if not work.seeds:
-        raise UserError(f"{paths['seeds']} has no seed document with a token in it")
-    plan = Plan(
-        [work.documents[index].id for index in work.seeds],
-        seed,
-        documents_per_shard,
-        max_samples_per_seed,
-    )
-    kept_shards = work.until(tokens, plan)
-    processes.wait_for_all(f"end {run.scope}")
-    if processes.is_writer():
-        counts = finish(stage.work, kept_shards, info.hash)
-        counts |= {"empty_seeds": work.empty_seeds, "cut_seeds": work.cut_seeds}
-        if counts["tokens"] < tokens:
-            logging.warning(
-                "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
-                "synthesize.max_samples_per_seed for more",
-                run.scope,
-                max_samples_per_seed,
-                counts["tokens"],
-                tokens,
-            )
-        stage.commit(counts)
+    try:
+        work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
+        if not work.seeds:
+            raise UserError(f"{paths['seeds']} has no seed document with a token in it")
+        plan = Plan(
+            [work.documents[index].id for index in work.seeds],
+            seed,
+            documents_per_shard,
+            max_samples_per_seed,
+        )
+        with claims.Worker(stage.work, lease_seconds) as worker:
+            claimed = claims.Claims(worker)
+            kept = work.until(tokens, plan, claimed, most_nan)
+            finish_once(stage, claimed, lambda: finish(work, kept, info.hash))
+    except FileNotFoundError:
+        # Another process has committed: what this one still looked for has been renamed.
+        if not artifacts.is_finished(stage.out):
+            raise
+    counts = artifacts.read_manifest(stage.out).counts
+    if counts["tokens"] < tokens:
+        logging.warning(
+            "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
+            "synthesize.max_samples_per_seed for more",
+            run.scope,
+            max_samples_per_seed,
+            counts["tokens"],
+            tokens,
+        )
 
 
 def check_synthesizer(checkpoint: epath.Path) -> None:
@@ -269,8 +289,8 @@ class Work:
     ):
         self.documents, self.vocabulary, self.filter = documents, vocabulary, filter
         self.seed_length, self.sampler = seed_length, sampler
-        self.directory = directory / SHARDS
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory / shards.FOLDER
+        self.directory.mkdir(exist_ok=True)  # no parents: gone is finished, by another process
         tokens = vocabulary.encode_batch([document.text for document in documents])
         self.seeds = [index for index, found in enumerate(tokens) if found]
         self.empty_seeds = len(tokens) - len(self.seeds)
@@ -284,64 +304,71 @@ class Work:
     def seed_shingles(self) -> list[np.ndarray]:
         return [shingles(self.documents[index].text) for index in self.seeds]
 
-    def until(self, tokens: int, plan: Plan) -> list[list[shards.Record]]:
-        """Works in rounds until the shards hold the tokens; returns the shards that count.
+    def until(self, tokens: int, plan: Plan, claimed: claims.Claims, most_nan: float) -> int:
+        """Writes shards until there are enough, whoever wrote them.
 
-        What a round takes on follows from the shards of earlier rounds alone, so that every
-        process, and every attempt, comes to the same rounds.
+        Returns:
+          How many shards, from the first, hold the tokens.
+
+        Raises:
+          Stopped: too many documents have ended in logits that are no numbers.
+          FileNotFoundError: the directory is gone, as when another process has committed.
         """
-        most = plan.documents_per_shard * self.sampler.config.max_length
-        goal = min(plan.shards, max(1, -(-tokens // most)))
-        found: list[list[shards.Record]] = []
+        ledger = Ledger(
+            self.directory,
+            claimed,
+            tokens=tokens,
+            shards_planned=plan.shards,
+            most=plan.documents_per_shard * self.sampler.config.max_length,
+            most_nan=most_nan,
+        )
         bar = progress(desc="synthesize", unit=" tokens", total=tokens)
-        while True:
-            self._round(range(len(found), goal), plan, bar)
-            processes.wait_for_all(f"round up to shard {goal}")
-            for number in range(len(found), goal):
-                records = shards.read(self.directory, number)
-                if records is None:
-                    raise RuntimeError(f"shard {number} of {self.directory} was not committed")
-                found.append(records)
-            sums = np.cumsum([shards.accepted_tokens(records) for records in found])
-            bar.n = int(sums[-1])
-            bar.refresh()
-            if sums[-1] >= tokens or goal == plan.shards:
-                bar.close()
-                return found[: int(np.searchsorted(sums, tokens)) + 1]
-            missing = tokens - int(sums[-1])
-            each = max(1.0, float(sums[-1]) / len(found))
-            goal = min(plan.shards, len(found) + max(1, round(missing / each)))
+        while ledger.kept is None:
+            self._write(ledger, plan, claimed.worker, bar)
+            if ledger.kept is None:
+                # What is missing is with others: they finish it, or their claims lapse.
+                time.sleep(min(1.0, claimed.look_seconds))
+                ledger.look()
+        bar.close()
+        return ledger.kept
 
-    def _round(self, numbers: range, plan: Plan, bar) -> None:
-        """Samples this process's part of some shards, as far as they are not committed yet."""
-        mine = [
-            number
-            for number in numbers
-            if number % jax.process_count() == jax.process_index()
-            and shards.read(self.directory, number) is None
-        ]
+    def _write(self, ledger: Ledger, plan: Plan, worker: claims.Worker, bar) -> None:
+        """Writes shards for as long as there are any to be claimed and more are needed."""
         done: dict[int, list[shards.Record]] = collections.defaultdict(list)
-        for sample in self.sampler.sample(self._requests(mine, plan)):
+        requests = Requests(ledger, lambda number: self._requests(number, plan))
+        for sample in self.sampler.sample(requests):
             number = sample.request.index // plan.documents_per_shard
-            record = self._record(sample, plan)
-            done[number].append(record)
-            bar.update(record.tokens if record.rejected_by is None else 0)
+            done[number].append(self._record(sample, plan))
             if len(done[number]) == len(plan.shard(number)):
                 records = done.pop(number)
                 order = {self._id(plan, index): index for index in plan.shard(number)}
                 records.sort(key=lambda one: order[one.id])
                 shards.write(self.directory, number, records)
+                worker.tell(tokens=worker.tokens + shards.accepted_tokens(records))
+                ledger.add(number, records)
+                bar.n = ledger.total.accepted
+                bar.refresh()
+            if ledger.kept is not None:
+                return
 
-    def _requests(self, numbers: list[int], plan: Plan) -> Iterator[Request]:
-        for number in numbers:
-            places = [(index, *plan.document(index)) for index in plan.shard(number)]
-            keys = document_keys(
-                plan.seed,
-                [plan.seed_ids[document] for _, document, _ in places],
-                [sample for _, _, sample in places],
-            )
-            for (index, document, _), key in zip(places, keys, strict=True):
-                yield Request(index, self.prompts[document], key)
+    def _requests(self, number: int, plan: Plan) -> list[Request]:
+        places = [(index, *plan.document(index)) for index in plan.shard(number)]
+        keys = document_keys(
+            plan.seed,
+            [plan.seed_ids[document] for _, document, _ in places],
+            [sample for _, _, sample in places],
+        )
+        return [
+            Request(index, self.prompts[document], key)
+            for (index, document, _), key in zip(places, keys, strict=True)
+        ]
+
+    def shard(self, number: int) -> list[shards.Record]:
+        """A finished shard."""
+        if (records := shards.read(self.directory, number)) is None:
+            file = shards.path(self.directory, number)
+            raise FileNotFoundError(errno.ENOENT, "was finished, and is gone or damaged", str(file))
+        return records
 
     def _id(self, plan: Plan, index: int) -> str:
         document, sample = plan.document(index)
@@ -371,12 +398,72 @@ class Work:
         )
 
 
-def finish(directory: epath.Path, kept: list[list[shards.Record]], checkpoint: str) -> dict:
-    """Writes the dataset and what was rejected; removes the shards; returns the counts."""
+class Requests(Iterator[Request]):
+    """The documents of shards that are claimed when the sampler has a slot for them.
+
+    That there is none now is told as an iterator tells its end; asked again, there may be one,
+    since the number of shards that are needed is known better with each that is finished.
+
+    Args:
+      ledger: where shards are claimed.
+      of_shard: the requests of a shard.
+    """
+
+    def __init__(self, ledger: Ledger, of_shard: Callable[[int], list[Request]]):
+        self.ledger, self.of_shard = ledger, of_shard
+        self.ready: collections.deque[Request] = collections.deque()
+
+    def __next__(self) -> Request:
+        if not self.ready:
+            if (number := self.ledger.next()) is None:
+                raise StopIteration
+            self.ready.extend(self.of_shard(number))
+        return self.ready.popleft()
+
+
+def finish_once(stage: artifacts.Stage, claimed: claims.Claims, write: Callable[[], dict]) -> None:
+    """Commits the stage, or waits until another process has.
+
+    Args:
+      stage: at work.
+      claimed: of this process.
+      write: writes what is committed, and returns its counts.
+    """
+    while not artifacts.is_finished(stage.out):
+        if claimed.take(FINISH):
+            counts = write()
+            if claimed.holds(FINISH):
+                stage.commit(counts)
+                tidy(stage.out)
+            claimed.let_go(FINISH)
+        else:
+            time.sleep(min(1.0, claimed.look_seconds))
+
+
+def tidy(out: epath.Path) -> None:
+    """Removes from a finished corpus what only its making needed.
+
+    Not before it is committed: until then the shards are all there is.
+    """
+    for name in (shards.FOLDER, claims.CLAIMS, claims.PROGRESS):
+        (out / name).rmtree(missing_ok=True)
+    for file in out.glob(".*.tmp"):  # of processes that were killed while they wrote
+        file.unlink(missing_ok=True)
+
+
+def finish(work: Work, kept: int, checkpoint: str) -> dict:
+    """Writes the dataset and what was rejected; returns the counts.
+
+    Args:
+      work: whose shards are finished.
+      kept: how many of them make the corpus.
+      checkpoint: hash of the synthesizer's parameters.
+    """
     # TFDS brings TensorFlow, which sampling does not need.
     from sbp_jax.synthesize import corpus
 
-    records = [record for shard in kept for record in shard]
+    records = [record for number in range(kept) for record in work.shard(number)]
+    directory = work.directory.parent
     accepted = [record for record in records if record.rejected_by is None]
     rejected = [record for record in records if record.rejected_by is not None]
     if not accepted:
@@ -391,7 +478,6 @@ def finish(directory: epath.Path, kept: list[list[shards.Record]], checkpoint: s
     artifacts.write_atomic(directory / REJECTS, json.dumps(rejects, indent=2))
     lines = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in rejected)
     artifacts.write_atomic(directory / REJECTED, lines)
-    (directory / SHARDS).rmtree()
     return {
         "documents": len(accepted),
         "tokens": shards.accepted_tokens(accepted),
@@ -399,6 +485,8 @@ def finish(directory: epath.Path, kept: list[list[shards.Record]], checkpoint: s
         "sampled_documents": len(records),
         "sampled_tokens": sum(record.tokens for record in records),
         "seeds": len({record.seed_id for record in accepted}),
+        "empty_seeds": work.empty_seeds,
+        "cut_seeds": work.cut_seeds,
         "unfinished": sum(record.finish_reason == "length" for record in accepted),
         "loops": sum(record.finish_reason == "repetition" for record in records),
         "rejected": rejects,
