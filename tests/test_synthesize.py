@@ -56,7 +56,7 @@ def requests(count: int) -> list[Request]:
     rng = np.random.default_rng(0)
     prompts = [[3, *rng.integers(4, 64, rng.integers(0, 10)).tolist(), EOS] for _ in range(count)]
     keys = document_keys(5, [f"document {i}" for i in range(count)], [i % 3 for i in range(count)])
-    return [Request(i, prompts[i], keys[i]) for i in range(count)]
+    return [Request(i, prompts[i], keys[i], prompt_id=i) for i in range(count)]
 
 
 def sampled(devices: int = 1, count: int = 90, order=None, **changes):
@@ -94,10 +94,10 @@ def test_a_document_follows_its_key_and_its_prompt():
     sampler = Sampler(MODEL, parameters(), SAMPLER, jax.devices()[:1])
     one, two = requests(2)
     asked = [
-        Request(0, one.prompt, one.key),
-        Request(1, one.prompt, one.key),
-        Request(2, one.prompt, two.key),
-        Request(3, two.prompt, one.key),
+        Request(0, one.prompt, one.key, prompt_id=0),
+        Request(1, one.prompt, one.key, prompt_id=0),
+        Request(2, one.prompt, two.key, prompt_id=0),
+        Request(3, two.prompt, one.key, prompt_id=1),
     ]
     tokens = {s.request.index: s.tokens.tolist() for s in sampler.sample(asked)}
     assert tokens[0] == tokens[1]
@@ -173,7 +173,7 @@ def test_a_prompt_too_long_is_refused():
     sampler = Sampler(MODEL, parameters(), SAMPLER, jax.devices()[:1])
     for prompt in ([], [4] * 13):
         with pytest.raises(ValueError, match="expected 1 to 12"):
-            list(sampler.sample([Request(0, prompt, np.zeros(2, np.uint32))]))
+            list(sampler.sample([Request(0, prompt, np.zeros(2, np.uint32), prompt_id=0)]))
 
 
 def test_slots_hold_each_document_once_and_spread_the_last():
@@ -349,7 +349,7 @@ def rewritten(made, config, seed_id, key) -> str:
         jax.devices()[:1],
     )
     asked = prompt(pieces.encode(text), config["seed_length"], vocab.BOS, vocab.EOS)
-    (sample,) = sampler.sample([Request(0, asked, key)])
+    (sample,) = sampler.sample([Request(0, asked, key, prompt_id=0)])
     tokens = sample.tokens.tolist()
     return pieces.decode(tokens[:-1] if sample.finish_reason == "stop" else tokens)
 
@@ -431,6 +431,36 @@ def test_it_stops_when_every_seed_has_had_its_turns(made):
     assert counts["tokens"] < 1500
 
 
+def test_seeds_are_drawn_by_weight_and_some_samples_together(made):
+    """The seeds carry a weight each, the last two none."""
+    weights = [*range(1, 11), 0, 0]
+    tokens = [vocabularies.load(made / "vocab").encode(text) for text in TEXTS]
+    rows = write_rows_artefact(
+        made, "rows/weighed", {"real": tokens}, vocab_size=VOCAB_SIZE, length=64
+    )
+    documents.write(
+        rows / "real" / documents.FILE,
+        [
+            documents.Document(f"id{i}", text, {"quality": str(weight)})
+            for i, (text, weight) in enumerate(zip(TEXTS, weights, strict=True))
+        ],
+    )
+    changes = {"seeds": "rows/weighed", "weight_by": "quality", "samples_together": 5}
+    out = write(made, "weighed", **changes)
+    counts = artifacts.read_manifest(out).counts
+    assert counts["weightless_seeds"] == 2
+    sampled = collections.Counter(e["seed_id"].decode() for e in read(out))
+    sampled.update(json.loads(x)["seed_id"] for x in (out / "rejected.jsonl").open())
+    draws = counts["sampled_documents"] // 5
+    for i, weight in enumerate(weights):
+        assert abs(sampled[f"id{i}"] / 5 - draws * weight / sum(weights)) < 1
+        assert sampled[f"id{i}"] % 5 == 0
+    with pytest.raises(UserError, match="samples_together was 5, now 1"):
+        write(made, "weighed", **{**changes, "samples_together": 1})
+    with pytest.raises(UserError, match="weight_by was 'quality', now None"):
+        write(made, "weighed", **{**changes, "weight_by": None})
+
+
 def test_a_seqio_task_reads_it(made, corpus):
     from sbp_jax.data.seqio_vocabularies import seqio_vocabulary
     from tasks.synthetic import synthetic
@@ -451,6 +481,9 @@ def test_a_seqio_task_reads_it(made, corpus):
         ({"temperature": 0.0}, "temperature = 0.0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
         ({"slots": 0}, "synthesize.slots = 0"),
+        ({"samples_together": 2}, "samples_together = 2: expected a divisor"),
+        ({"samples_together": 5}, "at most max_samples_per_seed = 2"),
+        ({"weight_by": "quality"}, "document 'id0' has no such feature"),
         ({"checkpoint": "none"}, "none holds no finished artefact"),
         ({"checkpoint": "rows/real"}, "expected the directory of `sbp train`"),
         ({"checkpoint_step": 7}, "no checkpoint 7"),

@@ -24,6 +24,7 @@ from sbp_jax.parallel import processes
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
 from sbp_jax.synthesize import filters, shards
+from sbp_jax.synthesize.draws import read_weights
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, document_keys
@@ -44,6 +45,8 @@ def synthesize(
     checkpoint: str = "tune",
     checkpoint_step: int | str = "last",
     seeds: str = "rows/real",
+    weight_by: str | None = None,
+    samples_together: int = 1,
     vocab: str = "vocab",
     temperature: float = 1.0,
     top_p: float = 0.9,
@@ -69,12 +72,16 @@ def synthesize(
       max_length: most tokens of a document, its end among them.
       checkpoint: train artefact of the synthesizer.
       checkpoint_step: which of its checkpoints.
-      seeds: rows artefact with the seed documents, which are drawn uniformly.
+      seeds: rows artefact with the seed documents.
+      weight_by: feature of theirs, a number of at least 0 as text, in proportion to which they are
+        drawn; None for uniformly, as in the paper.
+      samples_together: samples of a seed that follow one another, so that its prompt can be read
+        once for them; `documents_per_shard` is a multiple of it.
       vocab: the run's vocabulary.
       temperature: of sampling; the paper's is remembered as 1.0.
       top_p: of sampling; the paper's is remembered as 0.9.
       filter: what is rejected.
-      max_samples_per_seed: stops here though the tokens are not reached.
+      max_samples_per_seed: stops before a seed would have more, though the tokens are not reached.
       documents_per_shard: documents that are committed together.
       slots: documents at work at a time on each device.
       prefill_rows: prompts read at a time.
@@ -93,6 +100,7 @@ def synthesize(
         ("seed_length", seed_length),
         ("max_length", max_length),
         ("max_samples_per_seed", max_samples_per_seed),
+        ("samples_together", samples_together),
         ("documents_per_shard", documents_per_shard),
         ("slots", slots),
         ("prefill_rows", prefill_rows),
@@ -101,6 +109,17 @@ def synthesize(
     ):
         if value is not None and value < 1:
             raise UserError(f"synthesize.{name} = {value}: expected at least 1")
+    if documents_per_shard % samples_together or samples_together > max_samples_per_seed:
+        raise UserError(
+            f"synthesize.samples_together = {samples_together}: expected a divisor of "
+            f"documents_per_shard = {documents_per_shard} that is at most max_samples_per_seed = "
+            f"{max_samples_per_seed}"
+        )
+    if weight_by and max_samples_per_seed < 2 * samples_together:
+        raise UserError(
+            f"synthesize.max_samples_per_seed = {max_samples_per_seed}: expected at least "
+            f"{2 * samples_together}, two draws of a seed, with weight_by"
+        )
     if cpu_devices is not None:
         processes.make_cpu_devices(cpu_devices)
     paths = {
@@ -127,6 +146,8 @@ def synthesize(
             "temperature": temperature,
             "top_p": top_p,
             "filter": filter,
+            "weight_by": weight_by,
+            "samples_together": samples_together,
             "max_samples_per_seed": max_samples_per_seed,
             "documents_per_shard": documents_per_shard,
             "seed": seed,
@@ -169,14 +190,21 @@ def synthesize(
         seed,
         documents_per_shard,
         max_samples_per_seed,
+        weights=(
+            read_weights((work.documents[index] for index in work.seeds), weight_by)
+            if weight_by
+            else None
+        ),
+        samples_together=samples_together,
     )
     kept_shards = work.until(tokens, plan)
     processes.wait_for_all(f"end {run.scope}")
     if processes.is_writer():
         counts = finish(stage.work, kept_shards, info.hash, work.empty_seeds)
+        counts["weightless_seeds"] = 0 if plan.weights is None else int((plan.weights == 0).sum())
         if counts["tokens"] < tokens:
             logging.warning(
-                "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
+                "%s: a seed is sampled at most %d times, and there are %d of %d tokens: raise "
                 "synthesize.max_samples_per_seed for more",
                 run.scope,
                 max_samples_per_seed,
@@ -271,7 +299,7 @@ class Work:
                 [sample for _, _, sample in places],
             )
             for (index, document, _), key in zip(places, keys, strict=True):
-                yield Request(index, self.prompts[document], key)
+                yield Request(index, self.prompts[document], key, prompt_id=document)
 
     def _id(self, plan: Plan, index: int) -> str:
         document, sample = plan.document(index)
