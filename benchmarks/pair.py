@@ -45,7 +45,8 @@ PARTS = (100_000, 300_000)  # of the clustered set, whose memory is forecast
 SHARDED, SHARDS, ASKED = 200_000, 8, 100_000  # vectors in shards, and queries
 DOCUMENTS = 5_000  # of which all pairs are compared
 ROUNDS = 5
-SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2)  # of leaves or lists that are searched
+# Of leaves or lists those that are searched.
+SHARES = (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2)
 GRIDS: dict[str, list[dict[str, int]]] = {
     "hnsw": [{"efSearch": ef} for ef in (16, 24, 32, 40, 48, 56, 64, 96, 128, 256)],
 }

@@ -39,8 +39,8 @@ class Run:
 
     Attributes:
       directory: the run's directory; inputs are named relative to it.
-      scope: the gin scope under which the stage runs, e.g. `rows/real`; also the place of its
-        artefact inside the run.
+      scope: the place of the stage's artefact inside the run, e.g. `rows/real`; also the gin scope
+        under which it runs, unless `--like` names another.
       arguments: the command line's flags that configured the run, for child processes.
     """
 
@@ -65,7 +65,7 @@ class Manifest:
 
     Attributes:
       stage: the command that made the artefact.
-      scope: the gin scope it ran under.
+      scope: the artefact's place in its run.
       config: every argument of the stage that can change its output.
       inputs: for each input its `path` (relative to the artefact where both lie in one run) and
         its manifest's `hash`.

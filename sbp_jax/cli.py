@@ -1,6 +1,6 @@
 """The `sbp` command: stage names, gin flags, exit codes.
 
-    sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE…] [--run_dir=DIR]
+    sbp STAGE --gin_file=FILE… [--gin.NAME=VALUE…] [--scope=SCOPE… [--like=SCOPE]] [--run_dir=DIR]
     sbp cache … --runner=RUNNER [-- OPTION…]
     sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
     sbp pair … --inspect=FILE
@@ -71,7 +71,7 @@ OF_STAGES = {
 }
 # What leaves no artefact in a run, and the flags that are about one.
 WITHOUT_A_RUN = ("plan", "export-hf", "show")
-OF_A_RUN = {"scope", "run_dir", "coordinator", "num_processes", "process_id"}
+OF_A_RUN = {"scope", "like", "run_dir", "coordinator", "num_processes", "process_id"}
 # What stands beside --status, and what stands beside nothing else.
 OF_STATUS = {"stage", "status", "scope", "price", "json", "verbosity"}
 ONLY_OF_STATUS = {"price", "json"}
@@ -119,6 +119,12 @@ def parser() -> Parser:
         "--scope",
         action="append",
         help="gin scope, and the artefact's place in the run directory; of several, each in turn",
+    )
+    result.add_argument(
+        "--like",
+        metavar="SCOPE",
+        help="take the settings of this gin scope, so that a stage can be done again elsewhere: "
+        "--scope=tune_2 --like=tune",
     )
     result.add_argument("--run_dir", help=f"the run's directory (in gin: {RUN_DIR_MACRO})")
     result.add_argument("--coordinator", help="HOST:PORT of process 0, or auto (Cloud TPU, Slurm)")
@@ -188,10 +194,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
     if flags.stage not in STAGES:
         raise UserError(f"unknown stage {flags.stage!r}{_instead(flags.stage, list(STAGES))}")
-    for scope in flags.scope or ():
+    like = [("like", flags.like)] if flags.like is not None else []
+    for flag, scope in [*(("scope", scope) for scope in flags.scope or ()), *like]:
         if not re.fullmatch(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", scope):
             raise UserError(
-                f"--scope={scope}: expected names of letters, digits and _, with / between them"
+                f"--{flag}={scope}: expected names of letters, digits and _, with / between them"
             )
     _check_arguments(flags)
     if flags.status:
@@ -235,7 +242,7 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
         if number:  # gin knows again what the files say alone, not what an earlier scope has used
             configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
         run = artifacts.Run(run_directory(), scope, _arguments(flags, bindings))
-        with gin.config_scope(scope):
+        with gin.config_scope(flags.like or scope):
             given = flags.path or flags.inspect
             functions[flags.stage](run, *([given] if given else []))
     return 0
@@ -262,6 +269,8 @@ def _check_arguments(flags: argparse.Namespace) -> None:
         raise UserError(f"takes no {flag}: `sbp --help` tells what there is")
     if flags.status and len(flags.scope or ()) > 1:
         raise UserError("--status is of one corpus: give one --scope")
+    if flags.like is not None and len(flags.scope or ()) != 1:
+        raise UserError("--like is the settings of one artefact: give one --scope")
     if flags.inspect and len(flags.scope or ()) > 1:
         raise UserError("--inspect is one page: give one --scope")
     if flags.stage == "plan" and flags.topology is None:

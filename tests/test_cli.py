@@ -81,6 +81,8 @@ def error_of(capfd) -> str:
         (["train", "--gin_file=train.gin", "--gin.DecoderConfig.heads=3"], "MeshConfig|heads"),
         (["train", "--gin_file=train.gin", "--gin.DecoderConfig.vocab_size=9"], "vocab_size is 9"),
         (["train", "--gin_file=train.gin", "--scope=../train"], "--scope=../train: expected"),
+        (["train", "--gin_file=train.gin", "--scope=a", "--like=b/"], "--like=b/: expected"),
+        (["train", "--gin_file=train.gin", "--like=pretrain"], "give one --scope"),
         (["train", "--gin_file=train.gin", "--process_id=1"], "need --coordinator"),
         (["train", "--gin_file=train.gin", "--coordinator=localhost:1"], "needs --num_processes"),
         (["train", "--gin_file=train.gin", "--json"], "takes no --json"),
@@ -147,6 +149,18 @@ def test_several_files_overrides_scopes_and_search_paths(run_directory):
     operative = (run_directory / "pretrain/config.gin").read_text()
     assert "pretrain/train.steps = 3" in operative
     assert "OptimizerConfig.learning_rate = 0.001" in operative
+
+
+def test_a_stage_is_done_again_elsewhere_with_settings_of_another(run_directory):
+    settings = "pretrain/train.steps = 3\npretrain/OptimizerConfig.learning_rate = 0.5\n"
+    pathlib.Path("more.gin").write_text(settings + "pretrain/again/train.seed = 7\n")
+    files = ["--gin_file=train.gin", "--gin_file=more.gin", f"--run_dir={run_directory}"]
+    assert sbp("train", *files, "--scope=pretrain_2", "--like=pretrain/again") == 0
+    manifest = artifacts.read_manifest(run_directory / "pretrain_2")
+    assert manifest.scope == "pretrain_2"
+    assert (manifest.config["steps"], manifest.config["seed"]) == (3, 7)
+    assert manifest.config["optimizer"]["learning_rate"] == 0.5
+    assert not (run_directory / "pretrain").exists()
 
 
 def test_a_directory_of_another_configuration_is_refused(run_directory, capfd):

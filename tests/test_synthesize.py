@@ -461,6 +461,36 @@ def test_it_stops_when_every_seed_has_had_its_turns(made):
     assert counts["tokens"] < 1500
 
 
+def test_seeds_are_drawn_by_weight_and_some_samples_together(made):
+    """The seeds carry a weight each, the last two none."""
+    weights = [*range(1, 11), 0, 0]
+    tokens = [vocabularies.load(made / "vocab").encode(text) for text in TEXTS]
+    rows = write_rows_artefact(
+        made, "rows/weighed", {"real": tokens}, vocab_size=VOCAB_SIZE, length=64
+    )
+    documents.write(
+        rows / "real" / documents.FILE,
+        [
+            documents.Document(f"id{i}", text, {"quality": str(weight)})
+            for i, (text, weight) in enumerate(zip(TEXTS, weights, strict=True))
+        ],
+    )
+    changes = {"seeds": "rows/weighed", "weight_by": "quality", "samples_together": 5}
+    out = write(made, "weighed", **changes)
+    counts = artifacts.read_manifest(out).counts
+    assert counts["weightless_seeds"] == 2
+    sampled = collections.Counter(e["seed_id"].decode() for e in read(out))
+    sampled.update(json.loads(x)["seed_id"] for x in (out / "rejected.jsonl").open())
+    draws = counts["sampled_documents"] // 5
+    for i, weight in enumerate(weights):
+        assert abs(sampled[f"id{i}"] / 5 - draws * weight / sum(weights)) < 1
+        assert sampled[f"id{i}"] % 5 == 0
+    with pytest.raises(UserError, match="samples_together was 5, now 1"):
+        write(made, "weighed", **{**changes, "samples_together": 1})
+    with pytest.raises(UserError, match="weight_by was 'quality', now None"):
+        write(made, "weighed", **{**changes, "weight_by": None})
+
+
 def test_a_seqio_task_reads_it(made, corpus):
     from sbp_jax.data.seqio_vocabularies import seqio_vocabulary
     from tasks.synthetic import synthetic
@@ -488,6 +518,9 @@ def test_a_seqio_task_reads_it(made, corpus):
         ({"stop_period": 0}, "synthesize.stop_period = 0"),
         ({"stop_repeats": 4, "stop_period": 6}, "max_length = 24 tokens never holds such a loop"),
         ({"any_checkpoint": False}, "tune is no synthesizer, it was not trained on pairs: name"),
+        ({"samples_together": 2}, "samples_together = 2: expected a divisor"),
+        ({"samples_together": 5}, "at most max_samples_per_seed = 2"),
+        ({"weight_by": "quality"}, "document 'id0' has no such feature"),
         ({"checkpoint": "none"}, "none holds no finished artefact"),
         ({"checkpoint": "rows/real"}, "expected the directory of `sbp train`"),
         ({"checkpoint_step": 7}, "no checkpoint 7"),

@@ -1,7 +1,7 @@
 """Which documents are written, under which key, and in which slot: plain host logic.
 
-The plan gives every document an index: the seeds are gone through in rounds, each round in an
-order of its own, and a seed's i-th round is its sample i. Work shards are runs of indices.
+The plan gives every document an index. Seeds are drawn in the order of `draws`, and each draw is a
+run of indices: samples of one seed that are written together. Work shards are runs of indices.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sbp_jax.synthesize.draws import ProportionalDraws, UniformDraws
+
+SHARDS_REMEMBERED = 1024  # whose documents are at work, or soon will be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,24 +37,29 @@ class Request:
 
 @dataclasses.dataclass
 class Plan:
-    """The documents of a corpus in order, as a pure function of the seeds' ids and a random seed.
+    """The documents of a corpus in order, as a pure function of these values.
 
     Attributes:
-      seed_ids: ids of the seed documents.
-      seed: of the rounds' orders and of all keys.
-      documents_per_shard: how many documents are committed together.
-      samples_per_seed: rounds.
+      seed_ids: ids of the N seed documents.
+      seed: of the order of draws and of all keys.
+      documents_per_shard: how many documents are committed together, a multiple of
+        `samples_together`.
+      samples_per_seed: most documents of a seed.
+      weights: float64 [N], in proportion to which seeds are drawn; None for uniformly.
+      samples_together: how many samples of a seed follow one another, those of one draw.
     """
 
     seed_ids: Sequence[str]
     seed: int
     documents_per_shard: int
     samples_per_seed: int
+    weights: np.ndarray | None = None
+    samples_together: int = 1
 
     @property
     def documents(self) -> int:
         """How many there are."""
-        return len(self.seed_ids) * self.samples_per_seed
+        return self._draws.count * self.samples_together
 
     @property
     def shards(self) -> int:
@@ -64,18 +73,28 @@ class Plan:
 
     def document(self, index: int) -> tuple[int, int]:
         """Which seed a document is written from, and which of its samples it is."""
-        sample, place = divmod(index, len(self.seed_ids))
-        return int(self._order(sample)[place]), sample
+        number, place = divmod(index, self.documents_per_shard)
+        return self._of_shard(number)[place]
 
     @functools.cached_property
-    def _orders(self) -> dict[int, np.ndarray]:
-        return {}
+    def _draws(self) -> UniformDraws | ProportionalDraws:
+        times = self.samples_per_seed // self.samples_together
+        if self.weights is None:
+            return UniformDraws(len(self.seed_ids), self.seed, times)
+        return ProportionalDraws(self.weights, self.seed, times)
 
-    def _order(self, sample: int) -> np.ndarray:
-        if sample not in self._orders:
-            random = np.random.default_rng([self.seed, sample])
-            self._orders[sample] = random.permutation(len(self.seed_ids))
-        return self._orders[sample]
+    @functools.cached_property
+    def _of_shard(self) -> Callable[[int], list[tuple[int, int]]]:
+        """Gives seeds and samples of a shard's documents."""
+
+        @functools.lru_cache(SHARDS_REMEMBERED)
+        def of_shard(number: int) -> list[tuple[int, int]]:
+            draws, place = np.divmod(np.array(self.shard(number)), self.samples_together)
+            seeds, before = self._draws.draw(draws)
+            samples = before * self.samples_together + place
+            return list(zip(seeds.tolist(), samples.tolist(), strict=True))
+
+        return of_shard
 
 
 def document_keys(seed: int, seed_ids: Sequence[str], samples: Sequence[int]) -> np.ndarray:

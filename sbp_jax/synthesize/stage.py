@@ -25,6 +25,7 @@ from sbp_jax.parallel import processes
 from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
 from sbp_jax.synthesize import claims, filters, shards
+from sbp_jax.synthesize.draws import read_weights
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.ledger import Ledger
 from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
@@ -46,6 +47,8 @@ def synthesize(
     checkpoint: str = "tune",
     checkpoint_step: int | str = "last",
     seeds: str = "rows/real",
+    weight_by: str | None = None,
+    samples_together: int = 1,
     vocab: str = "vocab",
     any_checkpoint: bool = False,
     temperature: float = 1.0,
@@ -83,7 +86,11 @@ def synthesize(
       max_length: most tokens of a document, its end among them.
       checkpoint: train artefact of the synthesizer.
       checkpoint_step: which of its checkpoints.
-      seeds: rows artefact with the seed documents, which are drawn uniformly.
+      seeds: rows artefact with the seed documents.
+      weight_by: feature of theirs, a number of at least 0 as text, in proportion to which they are
+        drawn; None for uniformly, as in the paper.
+      samples_together: samples of a seed that follow one another, so that its prompt can be read
+        once for them; `documents_per_shard` is a multiple of it.
       vocab: the run's vocabulary.
       any_checkpoint: whether to write even with a checkpoint that was not trained on pairs.
       temperature: of sampling; the paper's is remembered as 1.0.
@@ -95,7 +102,7 @@ def synthesize(
         there so many times again, shorter ones for as long. None to let them go on to their limit.
       stop_period: see there; a step's work grows with it, and is small up to some hundreds.
       filter: what is rejected.
-      max_samples_per_seed: stops here though the tokens are not reached.
+      max_samples_per_seed: stops before a seed would have more, though the tokens are not reached.
       documents_per_shard: documents that are committed together.
       slots: documents at work at a time on each device.
       prefill_rows: prompts read at a time.
@@ -124,6 +131,7 @@ def synthesize(
         ("seed_length", seed_length),
         ("max_length", max_length),
         ("max_samples_per_seed", max_samples_per_seed),
+        ("samples_together", samples_together),
         ("documents_per_shard", documents_per_shard),
         ("slots", slots),
         ("prefill_rows", prefill_rows),
@@ -149,6 +157,17 @@ def synthesize(
         raise UserError(
             f"synthesize: lease_seconds = {lease_seconds} must be above 0, "
             f"most_nan = {most_nan} in [0, 1]"
+        )
+    if documents_per_shard % samples_together or samples_together > max_samples_per_seed:
+        raise UserError(
+            f"synthesize.samples_together = {samples_together}: expected a divisor of "
+            f"documents_per_shard = {documents_per_shard} that is at most max_samples_per_seed = "
+            f"{max_samples_per_seed}"
+        )
+    if weight_by and max_samples_per_seed < 2 * samples_together:
+        raise UserError(
+            f"synthesize.max_samples_per_seed = {max_samples_per_seed}: expected at least "
+            f"{2 * samples_together}, two draws of a seed, with weight_by"
         )
     if cpu_devices is not None:
         processes.make_cpu_devices(cpu_devices)
@@ -180,6 +199,8 @@ def synthesize(
             "stop_repeats": stop_repeats,
             "stop_period": None if stop_repeats is None else stop_period,
             "filter": filter,
+            "weight_by": weight_by,
+            "samples_together": samples_together,
             "max_samples_per_seed": max_samples_per_seed,
             "documents_per_shard": documents_per_shard,
             "seed": seed,
@@ -229,11 +250,22 @@ def synthesize(
             seed,
             documents_per_shard,
             max_samples_per_seed,
+            weights=(
+                read_weights((work.documents[index] for index in work.seeds), weight_by)
+                if weight_by
+                else None
+            ),
+            samples_together=samples_together,
         )
+        weightless = 0 if plan.weights is None else int((plan.weights == 0).sum())
         with claims.Worker(stage.work, lease_seconds) as worker:
             claimed = claims.Claims(worker)
             kept = work.until(tokens, plan, claimed, most_nan)
-            finish_once(stage, claimed, lambda: finish(work, kept, info.hash))
+            finish_once(
+                stage,
+                claimed,
+                lambda: finish(work, kept, info.hash) | {"weightless_seeds": weightless},
+            )
     except FileNotFoundError:
         # Another process has committed: what this one still looked for has been renamed.
         if not artifacts.is_finished(stage.out):
@@ -241,7 +273,7 @@ def synthesize(
     counts = artifacts.read_manifest(stage.out).counts
     if counts["tokens"] < tokens:
         logging.warning(
-            "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
+            "%s: a seed is sampled at most %d times, and there are %d of %d tokens: raise "
             "synthesize.max_samples_per_seed for more",
             run.scope,
             max_samples_per_seed,
