@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 
@@ -91,6 +92,23 @@ def test_what_was_interrupted_goes_on_or_begins_anew(tmp_path):
         again = begin(tmp_path, f"s{resumable}", resumable=resumable)
         assert again.resumed == resumable
         assert (again.work / "part").exists() == resumable
+
+
+def test_several_processes_begin_one_stage(tmp_path, monkeypatch):
+    first = begin(tmp_path, resumable=True)
+    descriptor = os.open(first.work, os.O_RDONLY)  # so that no new folder gets its number
+    second = begin(tmp_path, resumable=True)
+    assert os.stat(second.work).st_ino == os.fstat(descriptor).st_ino
+    os.close(descriptor)
+    first.commit({})
+    # A third looked just before the first had committed, and began to work just after.
+    real, answers = artifacts.is_finished, [False]
+    monkeypatch.setattr(
+        artifacts, "is_finished", lambda path: answers.pop() if answers else real(path)
+    )
+    assert begin(tmp_path, resumable=True).finished
+    assert not answers
+    assert not first.work.exists()
 
 
 def test_time_adds_up_over_attempts(tmp_path):

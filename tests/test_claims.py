@@ -297,8 +297,10 @@ class FakeSampler:
 
     def __init__(self, reason="stop", pause: float = 0.0):
         self.reason, self.pause = reason, pause
+        self.starts = 0
 
     def sample(self, requests):
+        self.starts += 1
         slots: collections.deque = collections.deque()
         while True:
             while len(slots) < 6 and (request := next(requests, None)) is not None:
@@ -358,6 +360,10 @@ def test_a_corpus_is_the_shortest_run_and_little_more_is_written(directory):
     sizes = [shards.accepted_tokens(shards.read(folder, n)) for n in range(kept)]
     assert sum(sizes) >= TOKENS > sum(sizes[:-1])
     assert len(shards.present(folder)) - kept <= 1
+    # Who comes afterwards reads what is finished, and claims nothing.
+    claimed = set((directory / claims.CLAIMS).iterdir())
+    assert write_shards(directory) == kept
+    assert set((directory / claims.CLAIMS).iterdir()) == claimed
 
 
 def test_workers_write_each_shard_once_and_what_one_does(directory, alone, monkeypatch):
@@ -383,8 +389,10 @@ def test_the_shards_of_who_dies_are_written_by_another(directory, alone):
     dead = host(directory, time.monotonic)  # never beats again
     assert dead.take("000000")
     assert dead.take("000002")
-    assert write_shards(directory, lease=0.2) == len(alone)
+    sampler = FakeSampler()
+    assert write_shards(directory, sampler, lease=0.2) == len(alone)
     assert content(directory, len(alone)) == alone
+    assert sampler.starts <= 4  # devices rest while there is nothing to be had
 
 
 def test_the_goal_grows_with_what_is_finished(directory):

@@ -354,20 +354,23 @@ class Work:
             most=plan.documents_per_shard * self.sampler.config.max_length,
             most_nan=most_nan,
         )
+        requests = Requests(ledger, lambda number: self._requests(number, plan))
         bar = progress(desc="synthesize", unit=" tokens", total=tokens)
         while ledger.kept is None:
-            self._write(ledger, plan, claimed.worker, bar)
-            if ledger.kept is None:
+            if requests.ready():
+                self._write(requests, ledger, plan, claimed.worker, bar)
+            else:
                 # What is missing is with others: they finish it, or their claims lapse.
                 time.sleep(min(1.0, claimed.look_seconds))
                 ledger.look()
         bar.close()
         return ledger.kept
 
-    def _write(self, ledger: Ledger, plan: Plan, worker: claims.Worker, bar) -> None:
+    def _write(
+        self, requests: Requests, ledger: Ledger, plan: Plan, worker: claims.Worker, bar
+    ) -> None:
         """Writes shards for as long as there are any to be claimed and more are needed."""
         done: dict[int, list[shards.Record]] = collections.defaultdict(list)
-        requests = Requests(ledger, lambda number: self._requests(number, plan))
         for sample in self.sampler.sample(requests):
             number = sample.request.index // plan.documents_per_shard
             done[number].append(self._record(sample, plan))
@@ -443,14 +446,18 @@ class Requests(Iterator[Request]):
 
     def __init__(self, ledger: Ledger, of_shard: Callable[[int], list[Request]]):
         self.ledger, self.of_shard = ledger, of_shard
-        self.ready: collections.deque[Request] = collections.deque()
+        self.waiting: collections.deque[Request] = collections.deque()
+
+    def ready(self) -> bool:
+        """Whether there is one now."""
+        if not self.waiting and (number := self.ledger.next()) is not None:
+            self.waiting.extend(self.of_shard(number))
+        return bool(self.waiting)
 
     def __next__(self) -> Request:
-        if not self.ready:
-            if (number := self.ledger.next()) is None:
-                raise StopIteration
-            self.ready.extend(self.of_shard(number))
-        return self.ready.popleft()
+        if not self.ready():
+            raise StopIteration
+        return self.waiting.popleft()
 
 
 def finish_once(stage: artifacts.Stage, claimed: claims.Claims, write: Callable[[], dict]) -> None:
