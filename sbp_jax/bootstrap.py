@@ -231,11 +231,8 @@ def _replaced(value: Any, old: str, new: str) -> Any:
 
 
 def _process(call: StageCall) -> str:
-    """Neighbours of one stage share a process, but for what one sets that is not for the next.
-
-    A training has its devices to itself.
-    """
-    return call.scope if call.command == "train" or call.bindings else call.command
+    """Neighbours of one stage share a process; a training has its devices to itself."""
+    return call.scope if call.command == "train" else call.command
 
 
 def _run(command: Sequence[str], arguments: Sequence[str]) -> None:
