@@ -16,6 +16,7 @@ from etils import epath
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
+from sbp_jax.data import excluded as excluded_texts
 from sbp_jax.data.documents import Documents
 from sbp_jax.data.rows import prompt
 from sbp_jax.data.vocabularies import Vocabulary, load, well_formed
@@ -27,6 +28,8 @@ from sbp_jax.synthesize import filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, document_keys
+from sbp_jax.text.ngram_index import NgramIndex
+from sbp_jax.text.repeats import repeats
 from sbp_jax.text.shingles import shingles
 
 SHARDS = "shards"
@@ -64,7 +67,8 @@ def synthesize(
 
     Args:
       run: names the artefact.
-      tokens: how many the documents shall have together; to within one shard.
+      tokens: how many the documents shall have together; to within one shard, and counted before
+        near-duplicates among them are taken out (the manifest tells both).
       seed_length: of a seed document so many tokens are read.
       max_length: most tokens of a document, its end among them.
       checkpoint: train artefact of the synthesizer.
@@ -115,6 +119,11 @@ def synthesize(
             f"{paths['vocab']} has {vocabulary.size} pieces, the synthesizer "
             f"{paths['checkpoint']} was trained with {model.vocab_size}: name its vocabulary"
         )
+    excluded = excluded_texts.find(
+        run,
+        filter.exclude,
+        {name: run.path(name) for name in filter.exclude if ":" not in name or "://" in name},
+    )
     stage = artifacts.begin(
         run,
         "synthesize",
@@ -127,17 +136,20 @@ def synthesize(
             "temperature": temperature,
             "top_p": top_p,
             "filter": filter,
+            "excluded_corpora": excluded.fingerprints,
             "max_samples_per_seed": max_samples_per_seed,
             "documents_per_shard": documents_per_shard,
             "seed": seed,
         },
-        inputs=paths,
+        inputs={**paths, **excluded.inputs},
         code=(
             "sbp_jax.synthesize",
             "sbp_jax.model",
             "sbp_jax.text",
+            "sbp_jax.data.excluded",
             "sbp_jax.data.rows",
             "sbp_jax.data.vocabularies",
+            *excluded.code,
         ),
         resumable=True,
         writer=processes.is_writer(),
@@ -145,6 +157,7 @@ def synthesize(
     if stage.finished:
         return
     processes.wait_for_all(f"begin {run.scope}")
+    excluded_index = NgramIndex(excluded.texts()) if filter.exclude else None
     parameters, info = load_parameters(paths["checkpoint"], step=checkpoint_step)
     sampler = Sampler(
         model,
@@ -161,7 +174,15 @@ def synthesize(
             block=block,
         ),
     )
-    work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
+    work = Work(
+        Documents(paths["seeds"]),
+        vocabulary,
+        seed_length,
+        filter,
+        sampler,
+        stage.work,
+        excluded_index,
+    )
     if not work.seeds:
         raise UserError(f"{paths['seeds']} has no seed document with a token in it")
     plan = Plan(
@@ -173,14 +194,14 @@ def synthesize(
     kept_shards = work.until(tokens, plan)
     processes.wait_for_all(f"end {run.scope}")
     if processes.is_writer():
-        counts = finish(stage.work, kept_shards, info.hash, work.empty_seeds)
-        if counts["tokens"] < tokens:
+        counts = finish(stage.work, kept_shards, info.hash, work.empty_seeds, filter)
+        if counts["accepted_tokens"] < tokens:
             logging.warning(
                 "%s: every seed was sampled %d times, and there are %d of %d tokens: raise "
                 "synthesize.max_samples_per_seed for more",
                 run.scope,
                 max_samples_per_seed,
-                counts["tokens"],
+                counts["accepted_tokens"],
                 tokens,
             )
         stage.commit(counts)
@@ -197,8 +218,10 @@ class Work:
         filter: FilterConfig,
         sampler: Sampler,
         directory: epath.Path,
+        excluded: NgramIndex | None = None,
     ):
         self.documents, self.vocabulary, self.filter = documents, vocabulary, filter
+        self.excluded = excluded
         self.seed_length, self.sampler = seed_length, sampler
         self.directory = directory / SHARDS
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -213,6 +236,13 @@ class Work:
     @functools.cached_property
     def seed_shingles(self) -> list[np.ndarray]:
         return [shingles(self.documents[index].text) for index in self.seeds]
+
+    @functools.cached_property
+    def corpus(self) -> NgramIndex | None:
+        if self.filter.max_corpus_copy is None:
+            return None
+        named = ((document.id, document.text) for document in self.documents)
+        return NgramIndex(named, one_in=self.filter.corpus_copy_one_in)
 
     def until(self, tokens: int, plan: Plan) -> list[list[shards.Record]]:
         """Works in rounds until the shards hold the tokens; returns the shards that count.
@@ -283,7 +313,12 @@ class Work:
         body = tokens[:-1] if sample.finish_reason == "stop" else tokens
         text = "" if sample.finish_reason == "nan" else well_formed(self.vocabulary.decode(body))
         judged = filters.judge(
-            text, sample.finish_reason, self.seed_shingles[document], self.filter
+            text,
+            sample.finish_reason,
+            self.seed_shingles[document],
+            self.filter,
+            self.corpus,
+            self.excluded,
         )
         mean = sample.log_probability / len(tokens) if sample.finish_reason != "nan" else 0.0
         return shards.Record(
@@ -295,20 +330,25 @@ class Work:
             finish_reason=sample.finish_reason,
             tokens=len(tokens),
             mean_log_probability=mean,
-            repetition=judged.repetition,
-            seed_copy=judged.seed_copy,
-            rejected_by=judged.rejected_by,
+            **judged._asdict(),
         )
 
 
 def finish(
-    directory: epath.Path, kept: list[list[shards.Record]], checkpoint: str, empty_seeds: int
+    directory: epath.Path,
+    kept: list[list[shards.Record]],
+    checkpoint: str,
+    empty_seeds: int,
+    filter: FilterConfig,
 ) -> dict:
     """Writes the dataset and what was rejected; removes the shards; returns the counts."""
     # TFDS brings TensorFlow, which sampling does not need.
     from sbp_jax.synthesize import corpus
 
     records = [record for shard in kept for record in shard]
+    accepted_tokens = shards.accepted_tokens(records)
+    if filter.max_near_duplicate is not None:
+        reject_near_duplicates(records, filter.max_near_duplicate)
     accepted = [record for record in records if record.rejected_by is None]
     rejected = [record for record in records if record.rejected_by is not None]
     if not accepted:
@@ -327,6 +367,7 @@ def finish(
     return {
         "documents": len(accepted),
         "tokens": shards.accepted_tokens(accepted),
+        "accepted_tokens": accepted_tokens,  # before near-duplicates were taken out
         "bytes": sum(len(record.text.encode()) for record in accepted),
         "sampled_documents": len(records),
         "sampled_tokens": sum(record.tokens for record in records),
@@ -336,3 +377,19 @@ def finish(
         "rejected": rejects,
         "checkpoint": checkpoint,
     }
+
+
+def reject_near_duplicates(records: list[shards.Record], threshold: float) -> None:
+    """Rejects, in place, those that are near-duplicates of an earlier one that is kept.
+
+    Args:
+      records: in the plan's order.
+      threshold: as `FilterConfig.max_near_duplicate`.
+    """
+    accepted = [place for place, one in enumerate(records) if one.rejected_by is None]
+    for later, first in repeats([records[place].text for place in accepted], threshold).items():
+        records[accepted[later]] = dataclasses.replace(
+            records[accepted[later]],
+            rejected_by=filters.NEAR_DUPLICATE,
+            alike=records[accepted[first]].id,
+        )
