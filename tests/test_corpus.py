@@ -429,8 +429,8 @@ def test_the_report_tells_synthetic_text_from_real(run_directory, synthetic):
     assert copied["own"]["mean"] > 0.05 > copied["other"]["mean"]
     assert sum(made["token_counts"]) == sum(real["token_counts"]) == found["documents"]
     # Losses are those of the base model, of the first tokens alone.
-    nats = [loss_of(run_directory, BYTES.encode(one["text"])) for one in corpus.read(synthetic)]
-    assert made["loss"]["mean"] == pytest.approx(np.mean(nats), rel=1e-5)
+    every = [one["text"] for one in corpus.read(synthetic, ["text"])]
+    assert made["loss"]["mean"] == pytest.approx(mean_loss(run_directory, every), rel=1e-5)
 
     page = Page((run_directory / "corpus_report/report.html").read_text())
     assert not page.open
@@ -442,16 +442,19 @@ def test_the_report_tells_synthetic_text_from_real(run_directory, synthetic):
     assert len(bars) == sum(bool(n) for kind in (made, real) for n in kind["token_counts"])
 
 
-def loss_of(directory, ids):
-    """Nats per token of a document's first tokens; it must have more."""
+def mean_loss(directory, texts):
+    """Nats per token of the texts' first tokens; each must have more than those."""
     layout = make_layout(MeshConfig())
     shardings = parameter_shardings(MODEL, layout)
     parameters, _ = load_parameters(directory / "pretrain", None, "last", shardings)
     row_losses = piece_losses.make_row_losses(MODEL, layout)
-    piece = Piece(np.array(ids[:LENGTH], np.int32), BYTES.bos)
-    batch = piece_losses.rows_of([piece], 8, LENGTH, MODEL)
-    placed = Row(*(jax.device_put(x, layout.sharding("batch")) for x in batch))
-    return float(row_losses(parameters, placed)[0]) / LENGTH
+    nats = 0.0
+    for text in texts:
+        piece = Piece(np.array(BYTES.encode(text)[:LENGTH], np.int32), BYTES.bos)
+        batch = piece_losses.rows_of([piece], 8, LENGTH, MODEL)
+        placed = Row(*(jax.device_put(x, layout.sharding("batch")) for x in batch))
+        nats += float(row_losses(parameters, placed)[0])
+    return nats / (LENGTH * len(texts))
 
 
 def test_the_report_needs_neither_model_nor_vectors(run_directory, synthetic):

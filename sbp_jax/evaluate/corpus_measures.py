@@ -121,7 +121,7 @@ def histogram(samples: Sequence[np.ndarray]) -> tuple[list[int], list[list[int]]
     """Common edges, and the counts of each sample; the last bin has what is longer too."""
     every = np.concatenate(samples)
     # Whole numbers, so that every bin has as many lengths in it.
-    step = max(1, int(np.ceil(np.quantile(every, 0.99) / BINS)))
+    step = max(1, int(np.ceil(np.quantile(every, 0.95) / BINS)))
     edges = np.arange(BINS + 1) * step
     counts = [np.histogram(np.minimum(one, edges[-1]), edges)[0].tolist() for one in samples]
     return edges.tolist(), counts
