@@ -48,14 +48,16 @@ STAGES = {
     "synthesize": "sbp_jax.synthesize.stage:synthesize",
     "evaluate": "sbp_jax.evaluate.stage:evaluate",
     "conditioning": "sbp_jax.evaluate.conditioning:conditioning",
+    "corpus-report": "sbp_jax.evaluate.corpus_report:corpus_report",
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
     "show": "sbp_jax.show.stage:show",
     "import-hf": "sbp_jax.exchange:import_hf",
     "export-hf": "sbp_jax.exchange:export_hf",
+    "export-corpus": "sbp_jax.synthesize.export:export_corpus",
 }
-OF_A_PATH = ("import-hf", "export-hf", "show")
+OF_A_PATH = ("import-hf", "export-hf", "export-corpus", "show")
 # Flags that belong to some stages only.
 OF_STAGES = {
     "topology": ("plan",),
@@ -63,6 +65,7 @@ OF_STAGES = {
     "json": ("plan", "synthesize"),
     "hlo": ("plan",),
     "html": ("show",),
+    "format": ("export-corpus",),
     "inspect": ("pair",),
     "status": ("synthesize",),
     "price": ("synthesize",),
@@ -70,7 +73,7 @@ OF_STAGES = {
     "runner_option": ("cache", "bootstrap"),
 }
 # What leaves no artefact in a run, and the flags that are about one.
-WITHOUT_A_RUN = ("plan", "export-hf", "show")
+WITHOUT_A_RUN = ("plan", "export-hf", "export-corpus", "show")
 OF_A_RUN = {"scope", "like", "run_dir", "coordinator", "num_processes", "process_id"}
 # What stands beside --status, and what stands beside nothing else.
 OF_STATUS = {"stage", "status", "scope", "price", "json", "verbosity"}
@@ -102,8 +105,8 @@ def parser() -> Parser:
     result.add_argument(
         "path",
         nargs="?",
-        help="import-hf: folder of a Hugging Face model; export-hf: train artefact; show: a task "
-        "(module:attribute) or an artefact's folder",
+        help="import-hf: folder of a Hugging Face model; export-hf: train artefact; export-corpus: "
+        "artefact of synthesize; show: a task (module:attribute) or an artefact's folder",
     )
     result.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
@@ -135,6 +138,9 @@ def parser() -> Parser:
         help="cache: Apache Beam's, e.g. DataflowRunner; what stands behind -- are its options",
     )
     result.add_argument("--html", metavar="FILE", help="show: write a page instead")
+    result.add_argument(
+        "--format", help="export-corpus: jsonl.zst (as it is by default) or parquet"
+    )
     result.add_argument(
         "--inspect",
         metavar="FILE",
@@ -223,6 +229,9 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
         return functions["plan"](flags.topology, slices, flags.json, flags.hlo)
     if flags.stage == "export-hf":
         functions["export-hf"](flags.path)
+        return 0
+    if flags.stage == "export-corpus":
+        functions["export-corpus"](flags.path, *([flags.format] if flags.format else []))
         return 0
     if flags.stage == "show":
         functions["show"](flags.path, flags.html, flags.run_dir)

@@ -20,6 +20,7 @@ from sbp_jax.data import vocabularies
 from sbp_jax.data.rows import Row
 from sbp_jax.errors import UserError
 from sbp_jax.evaluate import conditioning as module
+from sbp_jax.evaluate import piece_losses
 from sbp_jax.evaluate.conditioning import TextPair, conditioning
 from sbp_jax.model.decoder import DecoderConfig, initialise
 from sbp_jax.pair.stage import PAIRS
@@ -139,7 +140,7 @@ def test_losses_are_those_of_the_training(run_directory):
     step = make_evaluation_step(MODEL, layout)
     shardings = parameter_shardings(MODEL, layout)
     parameters, _ = load_parameters(run_directory / "tune", None, "last", shardings)
-    row_losses = module.make_row_losses(MODEL, layout)
+    row_losses = piece_losses.make_row_losses(MODEL, layout)
     total = weight = 0.0
     length = SEED_LENGTH + 1 + TARGET_LENGTH
     for pair in pairs:

@@ -40,6 +40,7 @@ def test_no_tensorflow_where_models_are_trained_and_sampled():
         "sbp_jax.train.stage",
         *("sbp_jax.data.loader", "sbp_jax.data.documents", "sbp_jax.data.vocabularies"),
         *("sbp_jax.synthesize.sampler", "sbp_jax.synthesize.stage"),
+        *("sbp_jax.synthesize.export", "sbp_jax.evaluate.corpus_report"),
         *("sbp_jax.evaluate.stage", "sbp_jax.evaluate.conditioning", "sbp_jax.pair.embed"),
         "sbp_jax.cli",
     ]

@@ -29,8 +29,8 @@ from absl import logging
 from etils import epath
 
 from sbp_jax import artifacts
+from sbp_jax.data import excluded, vocabularies
 from sbp_jax.data import rows as row_format
-from sbp_jax.data import vocabularies
 from sbp_jax.data.documents import Document, DocumentWriter
 from sbp_jax.errors import UserError
 from sbp_jax.text.ngram_index import NgramIndex
@@ -217,18 +217,11 @@ def _evaluation_index(recipe: Recipe) -> NgramIndex:
     from sbp_jax.data import tasks  # loads SeqIO
 
     run = artifacts.Run(epath.Path(recipe.run), recipe.scope)
-
-    def texts() -> Iterator[tuple[str, str]]:
-        for spec in recipe.decontaminate:
-            for task in tasks.resolve(spec, _seqio_vocabulary(recipe.vocab), run).tasks:
-                for split in task.splits:
-                    found = tasks.examples(task, split, tokenised=False)
-                    for index, example in enumerate(found):
-                        name = tasks.id_of(example) or f"{split}-{index}"
-                        parts = [tasks.text_of(example, key)[0] for key in task.output_features]
-                        yield f"{task.name} {name}", " ".join(parts)
-
-    return NgramIndex(texts())
+    vocabulary = _seqio_vocabulary(recipe.vocab)
+    resolved = (tasks.resolve(spec, vocabulary, run) for spec in recipe.decontaminate)
+    return NgramIndex(
+        text for one in resolved for task in one.tasks for text in excluded.texts_of(task)
+    )
 
 
 def _cache(shard: Shard) -> Counts:

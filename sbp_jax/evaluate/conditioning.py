@@ -9,37 +9,31 @@ is chosen by.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gin
 import grain
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
-from flax import nnx
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
 from sbp_jax.data import loader, vocabularies
 from sbp_jax.data import rows as row_format
-from sbp_jax.data.rows import Piece, Row
+from sbp_jax.data.rows import Piece
 from sbp_jax.errors import UserError
-from sbp_jax.model.compute import ComputeConfig
-from sbp_jax.model.decoder import Decoder, DecoderConfig, structure
+from sbp_jax.evaluate.piece_losses import make_piece_losses
 from sbp_jax.pair.stage import PAIRS
 from sbp_jax.parallel import processes
-from sbp_jax.parallel.mesh import Layout, MeshConfig, make_layout
-from sbp_jax.progress import progress
+from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.settings import configurable
 from sbp_jax.train.step import parameter_shardings
 
 SCORES = "scores.json"
 BANDS = 4
 CONDITIONS = ("related", "random", "alone")
-_POSITIONS = 128  # of a row whose logits are in memory at once
 
 
 class TextPair(NamedTuple):
@@ -104,6 +98,7 @@ def conditioning(
         inputs=paths,
         code=(
             "sbp_jax.evaluate.conditioning",
+            "sbp_jax.evaluate.piece_losses",
             "sbp_jax.model",
             "sbp_jax.data.rows",
             "sbp_jax.data.vocabularies",
@@ -125,25 +120,13 @@ def conditioning(
     parameters, info = load_parameters(
         paths["checkpoint"], None, step, parameter_shardings(model, layout)
     )
-    row_losses = make_row_losses(model, layout)
-    length = seed_length + 1 + target_length
-    batch_sharding = layout.sharding("batch")
-    slots = loader.local_slots(batch_sharding, batch_size)
-
-    def losses(pieces: Sequence[Piece], name: str) -> np.ndarray:
-        """Nats of each piece, float64 [pieces]."""
-        found = []
-        for start in progress(range(0, len(pieces), batch_size), desc=name, unit=" batches"):
-            batch = rows_of(pieces[start : start + batch_size], batch_size, length, model)
-            placed = Row(
-                *(
-                    jax.make_array_from_process_local_data(batch_sharding, x[slots], x.shape)
-                    for x in batch
-                )
-            )
-            found.append(np.asarray(row_losses(parameters, placed), np.float64))
-        return np.concatenate(found)[: len(pieces)]
-
+    losses = make_piece_losses(
+        parameters,
+        model,
+        layout,
+        length=seed_length + 1 + target_length,
+        batch_size=batch_size,
+    )
     pieces = pieces_of(chosen, others, vocabulary, seed_length, target_length)
     nats = {name: losses(pieces[name], name) for name in CONDITIONS}
     tokens = np.array([piece.loss_tokens for piece in pieces["related"]])
@@ -236,52 +219,6 @@ def pieces_of(
     # As the base model was trained: a document starts from BOS.
     alone = [Piece(np.array([*d2, eos][:target_length], np.int32), bos) for d2 in targets]
     return {**after, "alone": alone}
-
-
-def rows_of(pieces: Sequence[Piece], batch_size: int, length: int, model: DecoderConfig) -> Row:
-    """A batch with one piece a row, filled up with padding: arrays [B, L]."""
-    batch = row_format.empty_rows(batch_size, length)
-    for place, piece in enumerate(pieces):
-        record = row_format.encode([piece], model.vocab_size)
-        row_format.decode(record, length, model.vocab_size, Row(*(x[place] for x in batch)))
-    return batch
-
-
-def make_row_losses(model: DecoderConfig, layout: Layout) -> Callable[[Any, Row], jax.Array]:
-    """(parameters, batch) → nats of each row, float32 [B], on every device.
-
-    The training loss gives sums over a batch, of which the noise of a mean cannot be told.
-    """
-    graph, _ = structure(model)
-
-    def row_losses(parameters: Any, batch: Row) -> jax.Array:
-        decoder: Decoder = nnx.merge(graph, parameters)
-        x_BLD = decoder.hidden_states(
-            batch.inputs,
-            batch.segment_ids,
-            batch.positions,
-            layout=layout,
-            compute=ComputeConfig(),
-        )
-        normed_BLD, output_DV = decoder.output(x_BLD, layout)
-        length = batch.inputs.shape[1]
-        parts = -(-length // _POSITIONS)
-
-        def split(x: jax.Array) -> jax.Array:
-            padding = ((0, 0), (0, parts * _POSITIONS - length), *((0, 0),) * (x.ndim - 2))
-            padded = jnp.pad(x, padding)
-            return padded.reshape(len(x), parts, _POSITIONS, *x.shape[2:]).swapaxes(0, 1)
-
-        def nats(part: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            x_BPD, targets_BP, weights_BP = part
-            logits_BPV = jnp.matmul(x_BPD, output_DV, preferred_element_type=jnp.float32)
-            found_BP = jnp.take_along_axis(logits_BPV, targets_BP[..., None], -1)[..., 0]
-            return jnp.sum((jax.nn.logsumexp(logits_BPV, -1) - found_BP) * weights_BP, 1)
-
-        one = (split(normed_BLD), split(batch.targets), split(batch.loss_weights))
-        return jnp.sum(jax.lax.map(nats, one), 0)
-
-    return jax.jit(row_losses, out_shardings=layout.sharding())
 
 
 def summary(

@@ -102,7 +102,7 @@ def embed(
     ]
     # A checkpoint is read by all processes or by none.
     done = processes.all_of(not mine)
-    function = None if done else embedder.fit(run, _Texts(corpora[fit_on]))
+    function = None if done else embedder.fit(run, Texts(corpora[fit_on]))
     for name, number in mine:
         assert function is not None
         one = slice(number * shard_documents, (number + 1) * shard_documents)
@@ -166,7 +166,7 @@ def _counts(
     return counts
 
 
-class _Texts(Sequence[str]):
+class Texts(Sequence[str]):
     """The texts of documents, each read when it is asked for."""
 
     def __init__(self, documents: Documents):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import jax
@@ -263,6 +263,21 @@ class HuggingFaceEmbedder:
             return found._replace(vectors=unit(found.vectors[:, : self.dimensions]))
 
         return embed
+
+
+def from_manifest(fields: Mapping[str, Any]) -> Embedder:
+    """The embedder that stands in the configuration of an artefact of `sbp embed`.
+
+    Raises:
+      UserError: it is none of this module's.
+    """
+    kinds = {
+        kind.__name__: kind for kind in (TfidfEmbedder, ActivationEmbedder, HuggingFaceEmbedder)
+    }
+    kind = kinds.get(fields[""])
+    if kind is None:
+        raise UserError(f"the embedder {fields['']} is not known: expected one of {list(kinds)}")
+    return kind(**{name: value for name, value in fields.items() if name})
 
 
 def _check_positive(embedder: Any, *fields: str) -> None:

@@ -137,7 +137,7 @@ def near_duplicates(
         for column, corpus in enumerate((seeds, targets)):
             chosen, inverse = np.unique(keys[:, column], return_inverse=True)
             sets = (shingles(corpus[i].text) for i in chosen.tolist())
-            counted, signed = _sign(sets, len(chosen))
+            counted, signed = minhash.sign(sets, len(chosen))
             sizes.append(counted[inverse])
             signatures.append(signed)
             places.append(inverse)
@@ -161,22 +161,6 @@ def near_duplicates(
         return by_signatures(keys)[inverse.reshape(-1)]
 
     return taken
-
-
-def _sign(sets, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes int64 [n] and signatures of sets that are made one after the other."""
-    sizes = np.zeros(count, np.int64)
-    signatures = np.zeros((count, minhash.SLOTS), np.uint32)
-    block: list[np.ndarray] = []
-    done = 0
-    for one in sets:
-        block.append(one)
-        if len(block) == 1024 or done + len(block) == count:
-            sizes[done : done + len(block)] = [len(one) for one in block]
-            signatures[done : done + len(block)] = minhash.signatures(block)
-            done += len(block)
-            block = []
-    return sizes, signatures
 
 
 def _of_documents(measure: Callable[[list[int]], list[bool]], indices: np.ndarray) -> np.ndarray:

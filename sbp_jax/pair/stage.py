@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import gin
 import numpy as np
@@ -15,6 +14,7 @@ from etils import epath
 
 from sbp_jax import artifacts
 from sbp_jax.data import engine, vocabularies
+from sbp_jax.data import excluded as excluded_texts
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
 from sbp_jax.pair import filters
@@ -189,6 +189,7 @@ def pair(
                 "sbp_jax.pair.filters",
                 *SEARCH,
                 "sbp_jax.text",
+                "sbp_jax.data.excluded",
                 *excluded.code,
             ),
         )
@@ -302,78 +303,24 @@ def pair(
         searched.rmtree()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Excluded:
-    """Texts that no pair may contain.
-
-    Attributes:
-      splits: artefacts with documents, by split.
-      tasks: resolved SeqIO tasks.
-    """
-
-    splits: Mapping[str, epath.Path]
-    tasks: Sequence[Any]
-
-    @property
-    def inputs(self) -> dict[str, epath.Path]:
-        splits = {f"exclude/{name}": path for name, path in self.splits.items()}
-        return splits | {name: path for one in self.tasks for name, path in one.inputs.items()}
-
-    @property
-    def code(self) -> tuple[str, ...]:
-        return tuple(module for one in self.tasks for module in one.code)
-
-    @property
-    def fingerprints(self) -> list[dict]:
-        if not self.tasks:
-            return []
-        from sbp_jax.data import tasks  # loads SeqIO
-
-        return [tasks.fingerprint(task) for one in self.tasks for task in one.tasks]
-
-    def texts(self) -> Iterator[tuple[str, str]]:
-        """Name and text of each, a task's as `cache.decontaminate` reads them."""
-        for name, path in self.splits.items():
-            yield from ((f"{name} {one.id}", one.text) for one in Documents(path))
-        if not self.tasks:
-            return
-        from sbp_jax.data import tasks  # loads SeqIO
-
-        for task in (task for one in self.tasks for task in one.tasks):
-            for split in task.splits:
-                for number, example in enumerate(tasks.examples(task, split, tokenised=False)):
-                    parts = [tasks.text_of(example, key)[0] for key in task.output_features]
-                    yield f"{task.name} {split}-{number}", " ".join(parts)
-
-
 def _excluded(
     run: artifacts.Run,
     exclude: Sequence[str],
     documents: Mapping[str, str],
     used: Sequence[str],
-) -> _Excluded:
-    splits: dict[str, epath.Path] = {}
-    resolved = []
+) -> excluded_texts.Excluded:
     for name in exclude:
         if name in used:
             raise UserError(
                 f"pair.exclude: {name!r} is what the pairs are made of: exclude other splits"
             )
-        if name in documents:
-            splits[name] = run.path(documents[name])
-        elif ":" in name:
-            # SeqIO brings TensorFlow, which only those who name a task need.
-            from sbp_jax.data import tasks
-            from sbp_jax.data.seqio_vocabularies import seqio_vocabulary
-
-            vocabulary = seqio_vocabulary(vocabularies.Bytes())  # the texts are what is compared
-            resolved.append(tasks.resolve(name, vocabulary, run))
-        else:
+        if name not in documents and ":" not in name:
             raise UserError(
                 f"pair.exclude: {name!r} is no split of pair.documents, {list(documents)}, and no "
                 "task as module:attribute"
             )
-    return _Excluded(splits, resolved)
+    places = {name: run.path(path) for name, path in documents.items()}
+    return excluded_texts.find(run, exclude, places)
 
 
 def _no_pair(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from etils import epath
 
@@ -142,32 +142,12 @@ def read_synthetic(synthetic: epath.Path, documents: epath.Path | None, count: i
 
 
 def _read_documents(synthetic: epath.Path) -> Iterator[Written]:
-    # Imported here: the command knows this module before it knows that TensorFlow is needed.
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
+    # Imported here: it loads TensorFlow.
+    from sbp_jax.synthesize import corpus
 
-    tf.config.set_visible_devices([], "GPU")
-    try:
-        builder = tfds.builder_from_directory(str(synthetic))
-        dataset = builder.as_dataset(split="train", shuffle_files=False).take(READ_AT_MOST)
-    except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-        raise UserError(
-            f"{synthetic} is no TFDS dataset with a split `train` ({str(error).splitlines()[0]}): "
-            "delete it and run sbp synthesize again"
-        ) from error
-    fields = {field.name for field in dataclasses.fields(Written)}
-    missing = fields - set(builder.info.features or {})
-    if missing:
-        raise UserError(
-            f"{synthetic} lacks the features {', '.join(sorted(missing))}: "
-            "delete it and run sbp synthesize again"
-        )
-    for example in tfds.as_numpy(dataset):
-        yield Written(**{name: _python(example[name]) for name in fields})
-
-
-def _python(value: Any) -> Any:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value.item()
+    fields = [field.name for field in dataclasses.fields(Written)]
+    for one in itertools.islice(corpus.read(synthetic, fields), READ_AT_MOST):
+        yield Written(**one)
 
 
 def _read_seeds(

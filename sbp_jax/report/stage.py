@@ -17,7 +17,7 @@ PAGE = "report.html"
 SUMMARY = "summary.json"
 EXAMPLES = 10
 ARM_PARTS = ("train", "scores")
-CODE = ("sbp_jax.report", "sbp_jax.data.documents")
+CODE = ("sbp_jax.report", "sbp_jax.synthesize.corpus", "sbp_jax.data.documents")
 
 
 @configurable

@@ -29,9 +29,13 @@ class Record:
       finish_reason: `stop`, `length`, `repetition` or `nan`: see `sampler.Sample`.
       tokens: sampled, EOS among them.
       mean_log_probability: nats per token under the synthesizer at temperature 1.
-      repetition: see `filters`.
-      seed_copy: see `filters`.
+      repetition: see `filters.Judged`, as of the next three.
+      compression: of the text.
+      seed_copy: of its seed.
+      corpus_copy: of the training document that it copies most, or None.
       rejected_by: the filter, or None.
+      alike: the text for which it is rejected, where there is one: a training document, an
+        evaluation text, or the synthetic document that it nearly duplicates.
     """
 
     id: str
@@ -43,8 +47,11 @@ class Record:
     tokens: int
     mean_log_probability: float
     repetition: float
+    compression: float
     seed_copy: float
+    corpus_copy: float | None
     rejected_by: str | None
+    alike: str | None
 
 
 def path(directory: epath.Path, number: int) -> epath.Path:

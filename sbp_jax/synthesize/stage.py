@@ -17,6 +17,7 @@ from etils import epath
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
+from sbp_jax.data import excluded as excluded_texts
 from sbp_jax.data.documents import Documents
 from sbp_jax.data.rows import open_rows, prompt
 from sbp_jax.data.vocabularies import Vocabulary, load, well_formed
@@ -30,6 +31,8 @@ from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.ledger import Ledger
 from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, document_keys
+from sbp_jax.text.ngram_index import NgramIndex
+from sbp_jax.text.repeats import repeats
 from sbp_jax.text.shingles import shingles
 
 REJECTS = "rejects.json"
@@ -80,7 +83,8 @@ def synthesize(
 
     Args:
       run: names the artefact.
-      tokens: how many the documents shall have together; to within one shard.
+      tokens: how many the documents shall have together; to within one shard, and counted before
+        near-duplicates among them are taken out (the manifest tells both).
       seed_length: of a seed document the first so many tokens are read, and the rest is not; how
         many seeds are longer is counted as `cut_seeds`.
       max_length: most tokens of a document, its end among them.
@@ -183,6 +187,11 @@ def synthesize(
             f"{paths['vocab']} has {vocabulary.size} pieces, the synthesizer "
             f"{paths['checkpoint']} was trained with {model.vocab_size}: name its vocabulary"
         )
+    excluded = excluded_texts.find(
+        run,
+        filter.exclude,
+        {name: run.path(name) for name in filter.exclude if ":" not in name or "://" in name},
+    )
     stage = artifacts.begin(
         run,
         "synthesize",
@@ -201,17 +210,20 @@ def synthesize(
             "filter": filter,
             "weight_by": weight_by,
             "samples_together": samples_together,
+            "excluded_corpora": excluded.fingerprints,
             "max_samples_per_seed": max_samples_per_seed,
             "documents_per_shard": documents_per_shard,
             "seed": seed,
         },
-        inputs=paths,
+        inputs={**paths, **excluded.inputs},
         code=(
             "sbp_jax.synthesize",
             "sbp_jax.model",
             "sbp_jax.text",
+            "sbp_jax.data.excluded",
             "sbp_jax.data.rows",
             "sbp_jax.data.vocabularies",
+            *excluded.code,
         ),
         resumable=True,
     )
@@ -220,6 +232,7 @@ def synthesize(
         return
     if not any_checkpoint:
         check_synthesizer(paths["checkpoint"])
+    excluded_index = NgramIndex(excluded.texts()) if filter.exclude else None
     parameters, info = load_parameters(paths["checkpoint"], step=checkpoint_step)
     sampler = Sampler(
         model,
@@ -242,7 +255,15 @@ def synthesize(
         ),
     )
     try:
-        work = Work(Documents(paths["seeds"]), vocabulary, seed_length, filter, sampler, stage.work)
+        work = Work(
+            Documents(paths["seeds"]),
+            vocabulary,
+            seed_length,
+            filter,
+            sampler,
+            stage.work,
+            excluded_index,
+        )
         if not work.seeds:
             raise UserError(f"{paths['seeds']} has no seed document with a token in it")
         plan = Plan(
@@ -271,13 +292,13 @@ def synthesize(
         if not artifacts.is_finished(stage.out):
             raise
     counts = artifacts.read_manifest(stage.out).counts
-    if counts["tokens"] < tokens:
+    if counts["accepted_tokens"] < tokens:
         logging.warning(
             "%s: a seed is sampled at most %d times, and there are %d of %d tokens: raise "
             "synthesize.max_samples_per_seed for more",
             run.scope,
             max_samples_per_seed,
-            counts["tokens"],
+            counts["accepted_tokens"],
             tokens,
         )
 
@@ -318,8 +339,10 @@ class Work:
         filter: FilterConfig,
         sampler: Sampler,
         directory: epath.Path,
+        excluded: NgramIndex | None = None,
     ):
         self.documents, self.vocabulary, self.filter = documents, vocabulary, filter
+        self.excluded = excluded
         self.seed_length, self.sampler = seed_length, sampler
         self.directory = directory / shards.FOLDER
         self.directory.mkdir(exist_ok=True)  # no parents: gone is finished, by another process
@@ -335,6 +358,13 @@ class Work:
     @functools.cached_property
     def seed_shingles(self) -> list[np.ndarray]:
         return [shingles(self.documents[index].text) for index in self.seeds]
+
+    @functools.cached_property
+    def corpus(self) -> NgramIndex | None:
+        if self.filter.max_corpus_copy is None:
+            return None
+        named = ((document.id, document.text) for document in self.documents)
+        return NgramIndex(named, one_in=self.filter.corpus_copy_one_in)
 
     def until(self, tokens: int, plan: Plan, claimed: claims.Claims, most_nan: float) -> int:
         """Writes shards until there are enough, whoever wrote them.
@@ -415,7 +445,12 @@ class Work:
         body = tokens[:-1] if sample.finish_reason == "stop" else tokens
         text = "" if sample.finish_reason == "nan" else well_formed(self.vocabulary.decode(body))
         judged = filters.judge(
-            text, sample.finish_reason, self.seed_shingles[document], self.filter
+            text,
+            sample.finish_reason,
+            self.seed_shingles[document],
+            self.filter,
+            self.corpus,
+            self.excluded,
         )
         mean = sample.log_probability / len(tokens) if sample.finish_reason != "nan" else 0.0
         return shards.Record(
@@ -427,9 +462,7 @@ class Work:
             finish_reason=sample.finish_reason,
             tokens=len(tokens),
             mean_log_probability=mean,
-            repetition=judged.repetition,
-            seed_copy=judged.seed_copy,
-            rejected_by=judged.rejected_by,
+            **judged._asdict(),
         )
 
 
@@ -503,6 +536,9 @@ def finish(work: Work, kept: int, checkpoint: str) -> dict:
 
     records = [record for number in range(kept) for record in work.shard(number)]
     directory = work.directory.parent
+    accepted_tokens = shards.accepted_tokens(records)
+    if (most := work.filter.max_near_duplicate) is not None:
+        reject_near_duplicates(records, most)
     accepted = [record for record in records if record.rejected_by is None]
     rejected = [record for record in records if record.rejected_by is not None]
     if not accepted:
@@ -520,6 +556,7 @@ def finish(work: Work, kept: int, checkpoint: str) -> dict:
     return {
         "documents": len(accepted),
         "tokens": shards.accepted_tokens(accepted),
+        "accepted_tokens": accepted_tokens,  # before near-duplicates were taken out
         "bytes": sum(len(record.text.encode()) for record in accepted),
         "sampled_documents": len(records),
         "sampled_tokens": sum(record.tokens for record in records),
@@ -531,3 +568,19 @@ def finish(work: Work, kept: int, checkpoint: str) -> dict:
         "rejected": rejects,
         "checkpoint": checkpoint,
     }
+
+
+def reject_near_duplicates(records: list[shards.Record], threshold: float) -> None:
+    """Rejects, in place, those that are near-duplicates of an earlier one that is kept.
+
+    Args:
+      records: in the plan's order.
+      threshold: as `FilterConfig.max_near_duplicate`.
+    """
+    accepted = [place for place, one in enumerate(records) if one.rejected_by is None]
+    for later, first in repeats([records[place].text for place in accepted], threshold).items():
+        records[accepted[later]] = dataclasses.replace(
+            records[accepted[later]],
+            rejected_by=filters.NEAR_DUPLICATE,
+            alike=records[accepted[first]].id,
+        )

@@ -8,7 +8,8 @@ Dahlgaard, M. Knudsen and M. Thorup, "Fast similarity sketching", 2017, arXiv 17
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import rensa
@@ -18,6 +19,7 @@ SEED = 0
 # How far the bounds of an estimate lie from it, in standard deviations.
 DEVIATIONS = 3.0
 _AT_ONCE = 1 << 16  # pairs of signatures compared at once: bounds memory, not the result
+_SETS_AT_ONCE = 1024  # that are in memory to be signed
 
 
 def signatures(sets: Sequence[np.ndarray]) -> np.ndarray:
@@ -32,6 +34,26 @@ def signatures(sets: Sequence[np.ndarray]) -> np.ndarray:
     flat = np.concatenate([np.zeros(0, np.uint64), *sets]).astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, SLOTS, SEED)
     return np.array(matrix.to_rows(), np.uint32).reshape(len(sets), SLOTS)
+
+
+def sign(sets: Iterable[np.ndarray], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and signatures of sets that are made one after the other, and of which few are held.
+
+    Args:
+      sets: as `signatures` takes them.
+      count: how many there are.
+
+    Returns:
+      int64 [n] and uint32 [n, SLOTS].
+    """
+    sizes = np.zeros(count, np.int64)
+    signed = np.zeros((count, SLOTS), np.uint32)
+    done = 0
+    for block in itertools.batched(sets, _SETS_AT_ONCE):
+        part = slice(done, done + len(block))
+        sizes[part], signed[part] = [len(one) for one in block], signatures(block)
+        done += len(block)
+    return sizes, signed
 
 
 def agreement(first: np.ndarray, second: np.ndarray, pairs: tuple) -> np.ndarray:
