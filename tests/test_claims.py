@@ -390,7 +390,7 @@ def test_the_shards_of_who_dies_are_written_by_another(directory, alone):
     assert dead.take("000000")
     assert dead.take("000002")
     sampler = FakeSampler()
-    assert write_shards(directory, sampler, lease=0.2) == len(alone)
+    assert write_shards(directory, sampler, lease=1.5) == len(alone)
     assert content(directory, len(alone)) == alone
     assert sampler.starts <= 4  # devices rest while there is nothing to be had
 
