@@ -130,7 +130,8 @@ def test_out_of_memory_is_an_answer(model, capsys):
         patch.setattr(stage, "compile_train_step", too_large)
         wide = ["DecoderConfig.width=8192", "DecoderConfig.hidden=65536", "DecoderConfig.layers=24"]
         bindings = [f"--gin.{binding}" for binding in wide]
-        patch.setattr(stage, "compile_sampler", lambda *_: {})
+        no = Program(fits=False, bytes_per_chip=2, hbm_bytes=1)
+        patch.setattr(stage, "compile_sampler", lambda *_: {"prefill": no, "decode": no})
         code = plan("--topology=v5e:2x2", *bindings, "--gin.ComputeConfig.scan_layers=True")
     assert code == 3
     said = capsys.readouterr().out
@@ -231,7 +232,7 @@ joint/train.rows = {'rows/real': 3_000_000, 'rows/synthetic': 1_096_000}
     assert lengths == {"pretrain": 512, "tune": 1024, "joint": 512, "oracle": 512}
     assert trainings["pretrain"].step == trainings["joint"].step
     assert isinstance(trainings["tune"].step, TrainStep)
-    assert stage._sampler(trainings["tune"].step.model).prompt_length == 102
+    assert stage._sampler().prompt_length == 102
 
 
 def test_a_slice_of_a_name_and_its_chips():
