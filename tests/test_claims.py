@@ -330,7 +330,10 @@ def worker_of(directory, sampler=None) -> Work:
         tokens=len(sample.tokens),
         mean_log_probability=0.0,
         repetition=0.0,
+        compression=0.0,
         seed_copy=0.0,
+        corpus_copy=None,
+        alike=None,
         rejected_by="not_a_number" if sample.finish_reason == "nan" else None,
     )
     return work

@@ -253,6 +253,7 @@ def synthesize(directory, scope="synthetic", order=1, **changes):
         "tokens": 5000,
         "seed_length": 40,
         "max_length": 4000,
+        "any_checkpoint": True,  # of documents
         "documents_per_shard": 4,
         "filter": FilterConfig(exclude=["rows/dev"]),
     }

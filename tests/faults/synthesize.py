@@ -48,6 +48,7 @@ synthesize.slots = 8
 synthesize.prefill_rows = 4
 synthesize.documents_per_shard = 8
 synthesize.lease_seconds = 2.0
+synthesize.any_checkpoint = True
 FilterConfig.min_words = 3
 """
 MEAN_SECONDS_BETWEEN_KILLS = 0.5
