@@ -90,7 +90,7 @@ def plan(vectors: int, neighbours: int) -> SearchPlan:
     """The search for a corpus of so many vectors and so many neighbours a query."""
     if vectors < BRUTE_FORCE_BELOW:
         return SearchPlan("brute_force")
-    reorder = max(100, 10 * neighbours)
+    reorder = max(200, 10 * neighbours)
     if vectors < TREE_FROM:
         return SearchPlan("hashed", reorder=reorder)
     leaves = 2 * round(math.sqrt(vectors))
