@@ -222,7 +222,7 @@ def test_a_document_that_is_no_number_leaves_nothing_to_the_next_in_its_slot():
     model = dataclasses.replace(MODEL, tied=False)
     weights = parameters(model=model)
     broken = {**weights, "embedding": weights["embedding"].at[9].set(jnp.nan)}
-    config = SamplerConfig(**{**vars(SAMPLER), "slots": 1, "prefill_rows": 1})
+    config = SamplerConfig(**{**vars(SAMPLER), "slots": 1, "prefill_rows": 1, "chunk": 4})
     wanted = requests(30)
     found, whole = (
         list(Sampler(model, made, config, jax.devices()[:1]).sample(wanted))
@@ -230,6 +230,8 @@ def test_a_document_that_is_no_number_leaves_nothing_to_the_next_in_its_slot():
     )
     ended = [s.finish_reason == "nan" for s in found]
     assert 0 < sum(ended) < len(found)
+    # Those that read the token, and no others.
+    assert ended == [9 in [*s.request.prompt, *s.tokens[:-1]] for s in whole]
     for one, other in zip(found, whole, strict=True):
         if one.finish_reason != "nan":
             assert one.tokens.tolist() == other.tokens.tolist()
