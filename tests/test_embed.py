@@ -90,8 +90,7 @@ def test_vectors_are_read_back_in_any_blocks_and_by_numpy(tmp_path, dtype, error
     np.testing.assert_allclose(whole, vectors, atol=error)
     np.testing.assert_array_equal(whole, by_numpy(tmp_path / "train", dtype))
     for size in (1, 4, 15, 99):
-        blocks = list(found.blocks(size))
-        assert [len(b) for b in blocks[:-1]] == [size] * (len(blocks) - 1)
+        blocks = [found.read(i, min(i + size, 15)) for i in range(0, 15, size)]
         np.testing.assert_array_equal(np.concatenate(blocks), whole)
     assert not whole[2].any()
     if dtype == "int8":
@@ -101,11 +100,12 @@ def test_vectors_are_read_back_in_any_blocks_and_by_numpy(tmp_path, dtype, error
 
 def test_a_block_reads_no_more_than_itself(tmp_path):
     vectors = write_split(tmp_path)
-    blocks = open_vectors(tmp_path, "train").blocks(4)
+    found = open_vectors(tmp_path, "train")
     (tmp_path / "train/vectors-00002.npy").unlink()
-    np.testing.assert_array_equal(np.concatenate([next(blocks), next(blocks)]), vectors[:8])
+    np.testing.assert_array_equal(found.read(0, 8), vectors[:8])
+    np.testing.assert_array_equal(found.part(2, 8).read(1, 4), vectors[3:6])
     with pytest.raises(UserError, match=r"vectors-00002.npy cannot be read"):
-        next(blocks)
+        found.read(7, 9)
 
 
 def rewritten(name, change):

@@ -9,7 +9,7 @@ how to read it:
 
 A vector has length 1, or 0 where a document has nothing in it.
 
-n vectors of a shard, D dimensions, b vectors of a block.
+n vectors of a shard, D dimensions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -168,11 +168,6 @@ class Rows:
                 found[low - first : high - first] = shard.read(low - passed, high - passed)
             passed += shard.count
         return found
-
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """All vectors in order, float32 [b, D], b = `size` but for the last; raises as `read`."""
-        for start in range(0, len(self), size):
-            yield self.read(start, min(start + size, len(self)))
 
 
 @dataclasses.dataclass(frozen=True)
