@@ -18,12 +18,12 @@ from etils import epath
 
 from sbp_jax import artifacts, cli
 from sbp_jax.errors import Stopped, UserError
-from sbp_jax.synthesize import claims, shards, stage, storage
+from sbp_jax.synthesize import claims, commit, shards, stage, storage
 from sbp_jax.synthesize.claims import Claims, Worker
 from sbp_jax.synthesize.ledger import Ledger
 from sbp_jax.synthesize.sampler import Sample
 from sbp_jax.synthesize.schedule import Plan
-from sbp_jax.synthesize.stage import Work, finish_once
+from sbp_jax.synthesize.work import Work
 
 LEASE = 8.0
 
@@ -316,12 +316,10 @@ class FakeSampler:
 
 def worker_of(directory, sampler=None) -> Work:
     """A `Work` with no text in it."""
-    work = Work.__new__(Work)
-    work.directory, work.sampler = directory / shards.FOLDER, sampler or FakeSampler()
-    work.directory.mkdir(exist_ok=True)
-    work.prompts = [[1]] * len(PLAN.seed_ids)
-    work._record = lambda sample, plan: shards.Record(
-        id=work._id(plan, sample.request.index),
+    seeds = types.SimpleNamespace(prompts=[[1]] * len(PLAN.seed_ids))
+    work = Work(directory, seeds, PLAN, sampler or FakeSampler(), None, None)
+    work._record = lambda sample: shards.Record(
+        id="{}-{}".format(*PLAN.document(sample.request.index)),
         text="",
         seed_id="",
         sample_index=0,
@@ -342,7 +340,7 @@ def worker_of(directory, sampler=None) -> Work:
 def write_shards(directory, sampler=None, lease=60.0, most_nan=0.01) -> int:
     work = worker_of(directory, sampler)
     with Worker(directory, lease) as worker:
-        return work.until(TOKENS, PLAN, Claims(worker), most_nan)
+        return work.until(TOKENS, Claims(worker), most_nan)
 
 
 def content(directory, kept: int) -> list[bytes]:
@@ -506,7 +504,7 @@ def test_one_of_those_that_began_together_commits(directory):
                 time.sleep(0.3)  # the others come to the end meanwhile
                 return {"kept": kept}
 
-            finish_once(made, Claims(worker), write)
+            commit.once(made, Claims(worker), write)
 
     in_threads([work] * 4)
     assert len(commits) == 1
@@ -524,17 +522,16 @@ def test_who_comes_when_all_is_done_ends(directory):
     with pytest.raises(FileNotFoundError):
         Worker(late.work, LEASE)
     assert not late.work.exists()
-    vocabulary = types.SimpleNamespace(encode_batch=lambda texts: [])
     with pytest.raises(FileNotFoundError):
-        Work([], vocabulary, 1, None, None, late.work)
+        Work(late.work, None, None, None, None, None)
 
 
 def test_who_dies_at_the_end_is_followed(directory):
     made = began(directory)
     dead = host(made.work, time.monotonic)
-    assert dead.take(stage.FINISH)
+    assert dead.take(commit.FINISH)
     with Worker(made.work, 0.2) as worker:
-        finish_once(made, Claims(worker), lambda: {"tokens": 1})
+        commit.once(made, Claims(worker), lambda: {"tokens": 1})
     assert artifacts.read_manifest(made.out).counts == {"tokens": 1}
 
 

@@ -237,7 +237,7 @@ class StandIn:
 
     order = 1
 
-    def __init__(self, model, parameters, config):
+    def __init__(self, model, parameters, config, calibration):
         self.config = config
 
     def sample(self, requests):

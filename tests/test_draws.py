@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import collections
+import types
 
 import numpy as np
 import pytest
+from etils import epath
 
 from sbp_jax.data.documents import Document
 from sbp_jax.errors import UserError
 from sbp_jax.synthesize.draws import ProportionalDraws, UniformDraws, read_weights
 from sbp_jax.synthesize.schedule import Plan
-from sbp_jax.synthesize.stage import Work
+from sbp_jax.synthesize.work import Work
 
 RANDOM = np.random.default_rng(0)
 WEIGHTS = {
@@ -111,11 +113,11 @@ def test_samples_of_a_seed_that_are_written_together_follow_one_another(weights)
     assert most == (12 if weights is None else 8)
 
 
-def test_requests_of_a_seed_have_one_prompt():
-    work = Work.__new__(Work)
-    work.prompts = [[3, seed, 1] for seed in range(5)]
+def test_requests_of_a_seed_have_one_prompt(tmp_path):
+    seeds = types.SimpleNamespace(prompts=[[3, seed, 1] for seed in range(5)])
     plan = Plan(list("abcde"), 0, documents_per_shard=6, samples_per_seed=30, samples_together=3)
-    asked = [one for number in (0, 1) for one in work._requests(number, plan)]
+    work = Work(epath.Path(tmp_path), seeds, plan, None, None, None)
+    asked = [one for number in (0, 1) for one in work.requests(number)]
     assert [one.index for one in asked] == list(range(12))
     seeds = [one.prompt[1] for one in asked]
     assert seeds[::3] == seeds[1::3] == seeds[2::3]

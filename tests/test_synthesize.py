@@ -24,7 +24,8 @@ from sbp_jax.synthesize import filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sampler, SamplerConfig
 from sbp_jax.synthesize.schedule import Plan, Request, Slots, document_keys
-from sbp_jax.synthesize.stage import Work, check_synthesizer, synthesize
+from sbp_jax.synthesize.seeds import Seeds
+from sbp_jax.synthesize.stage import check_synthesizer, synthesize
 from sbp_jax.text.shingles import shingles
 from sbp_jax.train.optimizer import OptimizerConfig
 from sbp_jax.train.stage import train
@@ -546,20 +547,13 @@ def test_documents_in_a_loop_are_rejected_and_counted(made):
     assert not any(example["finish_reason"] == b"repetition" for example in read(out))
 
 
-def test_a_seed_is_cut_only_if_it_is_longer(made, tmp_path):
+def test_a_seed_is_cut_only_if_it_is_longer(made):
     pieces = vocabularies.load(made / "vocab")
     lengths = sorted(len(pieces.encode(text)) for text in TEXTS)
     assert lengths[0] < lengths[6] < lengths[-1]
-    work = Work(
-        documents.Documents(made / "rows/real"),
-        pieces,
-        lengths[6],
-        FilterConfig(),
-        None,
-        epath.Path(tmp_path),
-    )
-    assert work.cut_seeds == sum(length > lengths[6] for length in lengths)
-    assert {len(prompt) - 2 for prompt in work.prompts} == {min(n, lengths[6]) for n in lengths}
+    seeds = Seeds(documents.Documents(made / "rows/real"), pieces, lengths[6])
+    assert seeds.cut == sum(length > lengths[6] for length in lengths)
+    assert {len(prompt) - 2 for prompt in seeds.prompts} == {min(n, lengths[6]) for n in lengths}
 
 
 def test_a_synthesizer_is_told_by_the_rows_it_read(tmp_path):
@@ -613,13 +607,8 @@ def test_bytes_that_are_no_utf8_are_replaced_in_what_is_written(tmp_path):
 def test_rows_without_documents_are_no_seeds(made, tmp_path):
     assert open_rows(made / "rows/real").sources
     with pytest.raises(UserError, match="documents = True"):
-        Work(
-            documents.Documents(without_documents(tmp_path)),
-            vocabularies.load(made / "vocab"),
-            4,
-            FilterConfig(),
-            None,
-            epath.Path(tmp_path),
+        Seeds(
+            documents.Documents(without_documents(tmp_path)), vocabularies.load(made / "vocab"), 4
         )
 
 

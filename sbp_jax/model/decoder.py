@@ -23,6 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from sbp_jax.errors import UserError
 from sbp_jax.model.attention import attention, cache_mask, packed_attention
 from sbp_jax.model.compute import ComputeConfig
+from sbp_jax.model.int8 import Int8
 from sbp_jax.parallel.mesh import Layout
 from sbp_jax.settings import configurable
 
@@ -194,43 +195,53 @@ def matrix(
     return nnx.Param(values * (gain * inputs**-0.5), axes=tuple(axes))
 
 
-def project(x: jax.Array, weights: jax.Array, dtype: Any = None) -> jax.Array:
+def project(x: jax.Array, weights: jax.Array | Int8, dtype: Any = None) -> jax.Array:
     """Matrix product of x [..., inputs] with weights [inputs, outputs], of `dtype` (default: x's).
 
     One product over all tokens, of two flat matrices: for operands of more dimensions XLA chooses
     layouts on a CPU in which the gradients take three times as long.
     """
+    if isinstance(weights, Int8):
+        product = project(x, weights.values.astype(x.dtype), jnp.float32)
+        return (product * weights.scales[0]).astype(dtype or x.dtype)
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weights, preferred_element_type=dtype)
     return flat.reshape(*x.shape[:-1], -1)
 
 
-def to_heads(x_BLD: jax.Array, weights_DNH: jax.Array) -> jax.Array:
+def to_heads(x_BLD: jax.Array, weights_DNH: jax.Array | Int8, dtype: Any = None) -> jax.Array:
     """The product of x and weights with heads before positions, as attention wants it: BNLH.
 
     On a TPU the product writes it so at no cost; a CPU is faster with flat matrices (`project`).
     """
+    if isinstance(weights_DNH, Int8):
+        product_BNLH = to_heads(x_BLD, weights_DNH.values.astype(x_BLD.dtype), jnp.float32)
+        return (product_BNLH * weights_DNH.scales.swapaxes(0, 1)).astype(x_BLD.dtype)
     size, heads, head_size = weights_DNH.shape
 
     def direct(x_BLD, weights_DNH):
-        return jnp.einsum("BLD,DNH->BNLH", x_BLD, weights_DNH)
+        return jnp.einsum("BLD,DNH->BNLH", x_BLD, weights_DNH, preferred_element_type=dtype)
 
     def flat(x_BLD, weights_DNH):
-        product = project(x_BLD, weights_DNH.reshape(size, -1))
+        product = project(x_BLD, weights_DNH.reshape(size, -1), dtype)
         return product.reshape(*x_BLD.shape[:2], heads, head_size).swapaxes(1, 2)
 
     return jax.lax.platform_dependent(x_BLD, weights_DNH, tpu=direct, default=flat)
 
 
-def from_heads(x_BNLH: jax.Array, weights_NHD: jax.Array) -> jax.Array:
+def from_heads(x_BNLH: jax.Array, weights_NHD: jax.Array | Int8, dtype: Any = None) -> jax.Array:
     """The way back: the product of all heads' results with weights, BLD."""
+    if isinstance(weights_NHD, Int8):
+        product_BLD = from_heads(x_BNLH, weights_NHD.values.astype(x_BNLH.dtype), jnp.float32)
+        return (product_BLD * weights_NHD.scales[0]).astype(x_BNLH.dtype)
     size = weights_NHD.shape[-1]
 
     def direct(x_BNLH, weights_NHD):
-        return jnp.einsum("BNLH,NHD->BLD", x_BNLH, weights_NHD)
+        return jnp.einsum("BNLH,NHD->BLD", x_BNLH, weights_NHD, preferred_element_type=dtype)
 
     def flat(x_BNLH, weights_NHD):
         x_BLNH = x_BNLH.swapaxes(1, 2)
-        return project(x_BLNH.reshape(*x_BLNH.shape[:2], -1), weights_NHD.reshape(-1, size))
+        flat_BLA = x_BLNH.reshape(*x_BLNH.shape[:2], -1)
+        return project(flat_BLA, weights_NHD.reshape(-1, size), dtype)
 
     return jax.lax.platform_dependent(x_BNLH, weights_NHD, tpu=direct, default=flat)
 
@@ -254,15 +265,15 @@ class Attention(nnx.Module):
     def __call__(
         self, x_BLD: jax.Array, rotations_B1LH: tuple[jax.Array, jax.Array], attend: Callable
     ) -> jax.Array:
-        q_BNLH = checkpoint_name(to_heads(x_BLD, self.query[...]), "query")
-        k_BKLH = checkpoint_name(to_heads(x_BLD, self.key[...]), "key")
-        v_BKLH = checkpoint_name(to_heads(x_BLD, self.value[...]), "value")
+        q_BNLH = checkpoint_name(to_heads(x_BLD, self.query.get_value()), "query")
+        k_BKLH = checkpoint_name(to_heads(x_BLD, self.key.get_value()), "key")
+        v_BKLH = checkpoint_name(to_heads(x_BLD, self.value.get_value()), "value")
         if self.qk_norm:
             q_BNLH, k_BKLH = self.query_norm(q_BNLH), self.key_norm(k_BKLH)
         q_BNLH = checkpoint_name(rotate(q_BNLH, rotations_B1LH), "rotated_query")
         k_BKLH = checkpoint_name(rotate(k_BKLH, rotations_B1LH), "rotated_key")
         o_BNLH = checkpoint_name(attend(q_BNLH, k_BKLH, v_BKLH), "context")
-        return checkpoint_name(from_heads(o_BNLH, self.out[...]), "attention_out")
+        return checkpoint_name(from_heads(o_BNLH, self.out.get_value()), "attention_out")
 
 
 @jax.custom_vjp
@@ -293,10 +304,10 @@ class SwiGLU(nnx.Module):
         self.down = matrix(rngs, (F, D), ("mlp", "embed"), F, (2 * config.layers) ** -0.5)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        gate_BLF = checkpoint_name(project(x_BLD, self.gate[...]), "gate")
-        up_BLF = checkpoint_name(project(x_BLD, self.up[...]), "up")
+        gate_BLF = checkpoint_name(project(x_BLD, self.gate.get_value()), "gate")
+        up_BLF = checkpoint_name(project(x_BLD, self.up.get_value()), "up")
         gated_BLF = checkpoint_name(gated(gate_BLF, up_BLF), "gated")
-        return checkpoint_name(project(gated_BLF, self.down[...]), "mlp_out")
+        return checkpoint_name(project(gated_BLF, self.down.get_value()), "mlp_out")
 
 
 class Block(nnx.Module):
@@ -445,25 +456,25 @@ def _stack(_, parts: list[Any]) -> tuple[Any]:
 unstacked.defvjp(lambda stacked: (unstacked(stacked), None), _stack)
 
 
-def cast(weights: nnx.Variable, dtype: str, layout: Layout | None) -> jax.Array:
-    """A weight in the compute dtype (a vector in its own), whole where only storage splits it."""
-    value, names = weights[...], weights.get_metadata()["axes"]
-    if value.ndim == 1:
+def cast(weights: nnx.Variable, dtype: str, layout: Layout | None) -> Any:
+    """A weight in the compute dtype (a vector in its own), whole where only storage splits it.
+
+    `Int8` stays as it is.
+    """
+    value, names = weights.get_value(), weights.get_metadata()["axes"]
+    if isinstance(value, Int8) or value.ndim == 1:
         return value
     return layout.gather(value, names, dtype) if layout else value.astype(dtype)
 
 
-# A key/value cache: for each layer keys and values, [S, K, M, H] each.
+# A key/value cache: for each layer keys and values, [K, S, M, H] each.
 Cache = list[tuple[jax.Array, jax.Array]]
 
 
-def empty_cache(config: DecoderConfig, slots: int, length: int) -> Cache:
+def empty_cache(config: DecoderConfig, slots: int, length: int, dtype: str | None = None) -> Cache:
     """A cache for `slots` sequences of `length` tokens: keys and values [K, S, M, H] a layer."""
-    shape = (config.kv_heads, slots, length, config.head_size)
-    return [
-        (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-        for _ in range(config.layers)
-    ]
+    shape, dtype = (config.kv_heads, slots, length, config.head_size), dtype or config.dtype
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.layers)]
 
 
 class Unstacked(nnx.Module):

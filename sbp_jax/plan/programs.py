@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 import time
 from collections.abc import Callable
@@ -137,7 +136,9 @@ def compile_sampler(
 
     layout = make_layout(MeshConfig(), topology.devices()[:1])
     parameters = abstract_state(model, make_optimizer(OptimizerConfig(1.0), 1), layout).parameters
-    weights = place(jax.eval_shape(functools.partial(decoding_weights, model), parameters))
+    weights = place(
+        jax.eval_shape(lambda p: decoding_weights(model, p, config.weight_dtype), parameters)
+    )
     state = place(jax.eval_shape(programs.empty))
     rows = config.prefill_rows
 
@@ -156,6 +157,9 @@ def compile_sampler(
             keys_E2=integers(2 * rows, 2, dtype=jnp.uint32),
         )
     )
+    if config.cache_dtype is not None:
+        scales = jax.eval_shape(programs.ranges, weights, prompts.tokens_RP, prompts.length_R)
+        weights = weights._replace(scales=place(scales))
     one_chip = dataclasses.replace(topology, shape=(1,) * len(topology.shape), slices=1)
 
     def lower(function: Callable, *arguments: Any):

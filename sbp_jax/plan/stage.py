@@ -168,7 +168,8 @@ def _sampler() -> SamplerConfig:
     settings = PlanConfig()
     slots = bound.get("slots", settings.slots)
     seed_length = bound.get("seed_length")
-    names = ("block", "chunk", "top_k", "min_length", "stop_repeats", "stop_period")
+    sampling = ("block", "chunk", "top_k", "min_length", "stop_repeats", "stop_period")
+    names = (*sampling, "weight_dtype", "cache_dtype")
     others = {name: bound[name] for name in names if name in bound}
     return SamplerConfig(
         prompt_length=seed_length + 2 if seed_length else settings.prompt_length,

@@ -34,8 +34,8 @@ def attend(
 
     Args:
       q_SNH: queries.
-      k_KSMH: keys.
-      v_KSMH: values.
+      k_KSMH: keys, of the queries' dtype or whole numbers (int8).
+      v_KSMH: values, likewise.
       lengths_S: int32, at least 1: so many positions are seen.
       cores: of a TPU chip that act as one device.
     """
@@ -91,7 +91,8 @@ def _in_blocks(
             start, most_TKG, sum_TKG, o_TKGH = carry
             shape = kv_heads, tile, PAGE, size
             k_KTBH, v_KTBH = (
-                jax.lax.dynamic_slice(x, (0, first, start, 0), shape) for x in (k_KSMH, v_KSMH)
+                jax.lax.dynamic_slice(x, (0, first, start, 0), shape).astype(q_SNH.dtype)
+                for x in (k_KSMH, v_KSMH)
             )
             scores_TKGB = size**-0.5 * jnp.einsum(
                 "tkgh,ktbh->tkgb", q_TKGH, k_KTBH, preferred_element_type=jnp.float32

@@ -42,7 +42,8 @@ from sbp_jax.model.decoder import (
     initialise,
     structure,
 )
-from sbp_jax.synthesize import attention, decode, loops, sampling
+from sbp_jax.model.int8 import Int8, narrow
+from sbp_jax.synthesize import attention, decode, int8_cache, loops, sampling
 from sbp_jax.synthesize.loops import Loops
 from sbp_jax.synthesize.schedule import Filling, Request, Slots
 
@@ -81,6 +82,18 @@ class State(NamedTuple):
     tokens_ST: jax.Array
     log_probability_S: jax.Array
     loops: Loops | None
+
+
+class Weights(NamedTuple):
+    """What a replica reads and never writes.
+
+    Attributes:
+      parameters: of `Unstacked`, matrices in the dtype that they are multiplied in or `Int8`.
+      scales: of an int8 cache; None for one in the model's dtype.
+    """
+
+    parameters: nnx.State
+    scales: int8_cache.Scales | None = None
 
 
 # NumPy on the host, JAX on devices.
@@ -148,6 +161,8 @@ class SamplerConfig:
       stop_repeats: a document ends when its last `stop_repeats` · `stop_period` tokens repeat it
         with one period of at most `stop_period`; None: no loop is looked for.
       stop_period: the longest.
+      weight_dtype: `int8`, or None for the model's own.
+      cache_dtype: of keys and values, likewise.
     """
 
     prompt_length: int
@@ -164,6 +179,8 @@ class SamplerConfig:
     min_length: int = 0
     stop_repeats: int | None = None
     stop_period: int = 32
+    weight_dtype: str | None = None
+    cache_dtype: str | None = None
 
     @property
     def read_length(self) -> int:
@@ -227,7 +244,7 @@ class Programs:
         c = self.config
         integers = jnp.zeros(c.slots, jnp.int32)
         return State(
-            cache=empty_cache(self.model, c.slots, c.cache_length),
+            cache=empty_cache(self.model, c.slots, c.cache_length, c.cache_dtype),
             last_S=integers,
             position_S=integers,
             keys_S2=jnp.zeros((c.slots, 2), jnp.uint32),
@@ -238,7 +255,10 @@ class Programs:
             loops=None if c.stop_repeats is None else loops.none(c.slots, c.stop_period),
         )
 
-    def prefill(self, weights: Any, state: State, prompts: Prompts) -> State:
+    def _model(self, weights: Weights) -> Unstacked:
+        return nnx.merge(self.graph, weights.parameters)
+
+    def prefill(self, weights: Weights, state: State, prompts: Prompts) -> State:
         """Reads prompts into their slots, then copies others; what nobody wants costs nothing.
 
         All but the last token of a prompt, which the first decode step reads.
@@ -247,7 +267,12 @@ class Programs:
         read, copied = prompts.slot_R < slots, prompts.source_E != prompts.slot_E
         cache = jax.lax.cond(
             jnp.any(read),
-            lambda cache: self._read(nnx.merge(self.graph, weights), cache, prompts),
+            lambda cache: decode.fill(
+                cache,
+                self.read(weights, prompts.tokens_RP, prompts.length_R, prompts.slot_R < slots),
+                prompts.slot_R,
+                weights.scales,
+            ),
             lambda cache: cache,
             state.cache,
         )
@@ -276,13 +301,14 @@ class Programs:
             log_probability_S=put(state.log_probability_S, 0.0),
         )
 
-    def _read(self, model: Unstacked, cache: Cache, prompts: Prompts) -> Cache:
-        """Reads prompts in chunks, as far as the longest goes, into a cache of their own."""
-        c = self.config
-        rows = len(prompts.length_R)
-        width = c.read_length - prompts.tokens_RP.shape[1]
-        tokens_RP = jnp.pad(prompts.tokens_RP, ((0, 0), (0, max(0, width))))
-        longest = jnp.max(jnp.where(prompts.slot_R < c.slots, prompts.length_R, 1)) - 1
+    def read(
+        self, weights: Weights, tokens_RP: jax.Array, length_R: jax.Array, wanted_R: jax.Array
+    ) -> Cache:
+        """Reads prompts in chunks, as far as the longest wanted, into a cache of their own."""
+        c, model = self.config, self._model(weights)
+        rows = len(length_R)
+        tokens_RP = jnp.pad(tokens_RP, ((0, 0), (0, max(0, c.read_length - tokens_RP.shape[1]))))
+        longest = jnp.max(jnp.where(wanted_R, length_R, 1)) - 1
         zeros_R = jnp.zeros(rows, jnp.int32)
 
         def step(carry):
@@ -292,10 +318,16 @@ class Programs:
             return start + c.chunk, fresh
 
         fresh = empty_cache(self.model, rows, c.read_length)
-        _, fresh = jax.lax.while_loop(lambda carry: carry[0] < longest, step, (0, fresh))
-        return decode.fill(cache, fresh, prompts.slot_R)
+        return jax.lax.while_loop(lambda carry: carry[0] < longest, step, (0, fresh))[1]
 
-    def decode(self, weights: Any, state: State) -> State:
+    def ranges(
+        self, weights: Weights, tokens_RP: jax.Array, length_R: jax.Array
+    ) -> int8_cache.Scales:
+        """How large keys and values become in some prompts, as `int8_cache.ranges`."""
+        read = self.read(weights, tokens_RP, length_R, length_R > 1)
+        return int8_cache.ranges(read, length_R - 1)
+
+    def decode(self, weights: Weights, state: State) -> State:
         """Up to `block` steps; fewer when every slot has ended."""
 
         def unfinished(carry):
@@ -308,12 +340,18 @@ class Programs:
 
         return jax.lax.while_loop(unfinished, body, (0, state))[1]
 
-    def step(self, weights: Any, state: State) -> State:
+    def step(self, weights: Weights, state: State) -> State:
         """One token more in every slot that has not ended."""
-        c, model = self.config, nnx.merge(self.graph, weights)
+        c, model = self.config, self._model(weights)
         running_S = state.finish_S == RUNNING
         logits_SV, cache = decode.decode(
-            model, state.cache, state.last_S, state.position_S, running_S, self.cores
+            model,
+            state.cache,
+            state.last_S,
+            state.position_S,
+            running_S,
+            self.cores,
+            weights.scales,
         )
         sampled = sampling.sample(
             logits_SV,
@@ -360,6 +398,10 @@ class Sampler:
       parameters: nested dict of arrays, as `load_parameters` returns it.
       config: of the sampler.
       devices: by default all local ones.
+      calibration: prompts on which the scales of an int8 cache are found. Documents depend on it.
+
+    Raises:
+      ValueError: the cache is int8, and there is no prompt of two tokens or more for that.
     """
 
     def __init__(
@@ -368,12 +410,15 @@ class Sampler:
         parameters: Any,
         config: SamplerConfig,
         devices: Sequence[jax.Device] | None = None,
+        calibration: Sequence[list[int]] = (),
     ):
         self.config = config
         self.meter = Meter()
         self.devices = list(devices or jax.local_devices())
         programs = Programs(model, config, self.devices[0])
-        weights = decoding_weights(model, parameters)
+        weights = decoding_weights(model, parameters, config.weight_dtype)
+        if config.cache_dtype is not None:
+            weights = weights._replace(scales=self._calibrate(programs, weights, calibration))
         each = np.zeros(len(self.devices))
         self.weights = jax.pmap(lambda _, w: w, in_axes=(0, None), devices=self.devices)(
             each, weights
@@ -381,6 +426,24 @@ class Sampler:
         self.start = lambda: jax.pmap(lambda _: programs.empty(), devices=self.devices)(each)
         self.prefill = jax.pmap(programs.prefill, devices=self.devices, donate_argnums=1)
         self.decode = jax.pmap(programs.decode, devices=self.devices, donate_argnums=1)
+
+    def _calibrate(
+        self, programs: Programs, weights: Weights, prompts: Sequence[list[int]]
+    ) -> int8_cache.Scales:
+        """Scales of the cache, from some prompts; a prompt's last token is not read."""
+        c, ranges = self.config, jax.jit(programs.ranges)
+        prompts = [prompt[: c.prompt_length] for prompt in prompts if len(prompt) > 1]
+        if not prompts:
+            raise ValueError("an int8 cache needs prompts of two tokens or more for calibration")
+        found = []
+        with jax.default_device(self.devices[0]):
+            for start in range(0, len(prompts), c.prefill_rows):
+                tokens = np.zeros((c.prefill_rows, c.prompt_length), np.int32)
+                length = np.ones(c.prefill_rows, np.int32)
+                for row, prompt in enumerate(prompts[start : start + c.prefill_rows]):
+                    tokens[row, : len(prompt)], length[row] = prompt, len(prompt)
+                found.append(ranges(weights, tokens, length))
+        return int8_cache.scales(found)
 
     def sample(self, requests: Iterable[Request]) -> Iterator[Sample]:
         """Writes a document for each request; which comes first depends on when they end.
@@ -470,8 +533,10 @@ class Sampler:
         ]
 
 
-def decoding_weights(config: DecoderConfig, parameters: Any) -> nnx.State:
-    """Layers taken apart, and every matrix in the dtype that it is multiplied in.
+def decoding_weights(
+    config: DecoderConfig, parameters: Any, weight_dtype: str | None = None
+) -> Weights:
+    """Layers taken apart, and every matrix in the dtype that it is multiplied in, or int8.
 
     The norms' scales stay in float32, in which they are used.
     """
@@ -480,4 +545,10 @@ def decoding_weights(config: DecoderConfig, parameters: Any) -> nnx.State:
     decoder = nnx.merge(graph, abstract)
     assert isinstance(decoder, Decoder)
     _, state = nnx.split(Unstacked(decoder))
-    return jax.tree.map(lambda a: a if a.ndim == 1 else a.astype(config.dtype), state)
+    if weight_dtype is not None:
+        state = narrow(state)
+
+    def cast(leaf):
+        return leaf if isinstance(leaf, Int8) or leaf.ndim == 1 else leaf.astype(config.dtype)
+
+    return Weights(jax.tree.map(cast, state, is_leaf=lambda leaf: isinstance(leaf, Int8)))

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
-import errno
-import functools
-import json
-import time
-from collections.abc import Callable, Iterator
-
 import gin
-import numpy as np
 from absl import logging
 from etils import epath
 
@@ -19,25 +10,22 @@ from sbp_jax import artifacts
 from sbp_jax.checkpoints import load_parameters, model_config
 from sbp_jax.data import excluded as excluded_texts
 from sbp_jax.data.documents import Documents
-from sbp_jax.data.rows import open_rows, prompt
-from sbp_jax.data.vocabularies import Vocabulary, load, well_formed
+from sbp_jax.data.rows import open_rows
+from sbp_jax.data.vocabularies import load
 from sbp_jax.errors import UserError
 from sbp_jax.parallel import processes
-from sbp_jax.progress import progress
 from sbp_jax.settings import configurable
-from sbp_jax.synthesize import claims, filters, shards
+from sbp_jax.synthesize import claims, commit
 from sbp_jax.synthesize.draws import read_weights
 from sbp_jax.synthesize.filters import FilterConfig
-from sbp_jax.synthesize.ledger import Ledger
-from sbp_jax.synthesize.sampler import Sample, Sampler, SamplerConfig
-from sbp_jax.synthesize.schedule import Plan, Request, document_keys
+from sbp_jax.synthesize.sampler import Sampler, SamplerConfig
+from sbp_jax.synthesize.schedule import Plan
+from sbp_jax.synthesize.seeds import Seeds
+from sbp_jax.synthesize.work import Work
 from sbp_jax.text.ngram_index import NgramIndex
-from sbp_jax.text.repeats import repeats
-from sbp_jax.text.shingles import shingles
 
-REJECTS = "rejects.json"
-REJECTED = "rejected.jsonl"
-FINISH = "finish"  # who has claimed it writes the corpus
+# Seeds on whose prompts the scales of an int8 cache are found: the first ones of the plan.
+CALIBRATION = 64
 
 
 @configurable
@@ -67,6 +55,8 @@ def synthesize(
     prefill_rows: int = 4,
     block: int = 8,
     chunk: int = 128,
+    weight_dtype: str | None = None,
+    cache_dtype: str | None = None,
     cpu_devices: int | None = None,
     lease_seconds: float = 60.0,
     most_nan: float = 0.01,
@@ -112,6 +102,9 @@ def synthesize(
       prefill_rows: prompts read at a time.
       block: decode steps between two looks at which documents have ended.
       chunk: tokens of a prompt that are read at a time; few where most prompts are short.
+      weight_dtype: `int8` halves what a step reads of the weights; None for the model's own dtype.
+      cache_dtype: `int8` halves what a step reads of earlier tokens, and leaves room for as many
+        slots again; None likewise. What both cost in quality, `benchmarks/int8.py` measures.
       cpu_devices: on a CPU, how many devices to make of it, a replica each, since one replica of a
         small model keeps one core busy; None for JAX's own number.
       lease_seconds: after so long without a sign of life a process's shards are another's. Longer
@@ -148,6 +141,9 @@ def synthesize(
     ):
         if value is not None and value < 1:
             raise UserError(f"synthesize.{name} = {value}: expected at least 1")
+    for name, dtype in (("weight_dtype", weight_dtype), ("cache_dtype", cache_dtype)):
+        if dtype not in (None, "int8"):
+            raise UserError(f"synthesize.{name} = {dtype!r}: expected 'int8' or None")
     if not 0 <= min_length <= max_length:
         raise UserError(
             f"synthesize.min_length = {min_length}: expected from 0 to max_length = {max_length}"
@@ -207,6 +203,8 @@ def synthesize(
             "min_length": min_length,
             "stop_repeats": stop_repeats,
             "stop_period": None if stop_repeats is None else stop_period,
+            "weight_dtype": weight_dtype,
+            "cache_dtype": cache_dtype,
             "filter": filter,
             "weight_by": weight_by,
             "samples_together": samples_together,
@@ -228,12 +226,27 @@ def synthesize(
         resumable=True,
     )
     if stage.finished:
-        tidy(stage.out)
+        commit.tidy(stage.out)
         return
     if not any_checkpoint:
         check_synthesizer(paths["checkpoint"])
     excluded_index = NgramIndex(excluded.texts()) if filter.exclude else None
+    found = Seeds(Documents(paths["seeds"]), vocabulary, seed_length)
+    if not len(found):
+        raise UserError(f"{paths['seeds']} has no seed document with a token in it")
+    plan = Plan(
+        found.ids,
+        seed,
+        documents_per_shard,
+        max_samples_per_seed,
+        weights=read_weights(found, weight_by) if weight_by else None,
+        samples_together=samples_together,
+    )
     parameters, info = load_parameters(paths["checkpoint"], step=checkpoint_step)
+    calibration = [
+        found.prompts[plan.document(index)[0]]
+        for index in range(0, plan.documents, samples_together)[:CALIBRATION]
+    ]
     sampler = Sampler(
         model,
         parameters,
@@ -252,40 +265,21 @@ def synthesize(
             min_length=min_length,
             stop_repeats=stop_repeats,
             stop_period=stop_period,
+            weight_dtype=weight_dtype,
+            cache_dtype=cache_dtype,
         ),
+        calibration=calibration,
     )
+    weightless = 0 if plan.weights is None else int((plan.weights == 0).sum())
     try:
-        work = Work(
-            Documents(paths["seeds"]),
-            vocabulary,
-            seed_length,
-            filter,
-            sampler,
-            stage.work,
-            excluded_index,
-        )
-        if not work.seeds:
-            raise UserError(f"{paths['seeds']} has no seed document with a token in it")
-        plan = Plan(
-            [work.documents[index].id for index in work.seeds],
-            seed,
-            documents_per_shard,
-            max_samples_per_seed,
-            weights=(
-                read_weights((work.documents[index] for index in work.seeds), weight_by)
-                if weight_by
-                else None
-            ),
-            samples_together=samples_together,
-        )
-        weightless = 0 if plan.weights is None else int((plan.weights == 0).sum())
+        work = Work(stage.work, found, plan, sampler, vocabulary, filter, excluded_index)
         with claims.Worker(stage.work, lease_seconds) as worker:
             claimed = claims.Claims(worker)
-            kept = work.until(tokens, plan, claimed, most_nan)
-            finish_once(
+            kept = work.until(tokens, claimed, most_nan)
+            commit.once(
                 stage,
                 claimed,
-                lambda: finish(work, kept, info.hash) | {"weightless_seeds": weightless},
+                lambda: commit.write(work, kept, info.hash) | {"weightless_seeds": weightless},
             )
     except FileNotFoundError:
         # Another process has committed: what this one still looked for has been renamed.
@@ -326,261 +320,3 @@ def check_synthesizer(checkpoint: epath.Path) -> None:
     sources = [source for artefact in artefacts for source in artefact.sources.values()]
     if not any(source.loss_tokens < source.tokens for source in sources):
         raise UserError(f"{checkpoint} is no synthesizer, it was not trained on pairs: {remedy}")
-
-
-class Work:
-    """What one process does: shards of documents, sampled, judged and committed."""
-
-    def __init__(
-        self,
-        documents: Documents,
-        vocabulary: Vocabulary,
-        seed_length: int,
-        filter: FilterConfig,
-        sampler: Sampler,
-        directory: epath.Path,
-        excluded: NgramIndex | None = None,
-    ):
-        self.documents, self.vocabulary, self.filter = documents, vocabulary, filter
-        self.excluded = excluded
-        self.seed_length, self.sampler = seed_length, sampler
-        self.directory = directory / shards.FOLDER
-        self.directory.mkdir(exist_ok=True)  # no parents: gone is finished, by another process
-        tokens = vocabulary.encode_batch([document.text for document in documents])
-        self.seeds = [index for index, found in enumerate(tokens) if found]
-        self.empty_seeds = len(tokens) - len(self.seeds)
-        self.cut_seeds = sum(len(found) > seed_length for found in tokens)
-        self.prompts = [
-            prompt(tokens[index], seed_length, vocabulary.bos, vocabulary.eos)
-            for index in self.seeds
-        ]
-
-    @functools.cached_property
-    def seed_shingles(self) -> list[np.ndarray]:
-        return [shingles(self.documents[index].text) for index in self.seeds]
-
-    @functools.cached_property
-    def corpus(self) -> NgramIndex | None:
-        if self.filter.max_corpus_copy is None:
-            return None
-        named = ((document.id, document.text) for document in self.documents)
-        return NgramIndex(named, one_in=self.filter.corpus_copy_one_in)
-
-    def until(self, tokens: int, plan: Plan, claimed: claims.Claims, most_nan: float) -> int:
-        """Writes shards until there are enough, whoever wrote them.
-
-        Returns:
-          How many shards, from the first, hold the tokens.
-
-        Raises:
-          Stopped: too many documents have ended in logits that are no numbers.
-          FileNotFoundError: the directory is gone, as when another process has committed.
-        """
-        ledger = Ledger(
-            self.directory,
-            claimed,
-            tokens=tokens,
-            shards_planned=plan.shards,
-            most=plan.documents_per_shard * self.sampler.config.max_length,
-            most_nan=most_nan,
-        )
-        requests = Requests(ledger, lambda number: self._requests(number, plan))
-        bar = progress(desc="synthesize", unit=" tokens", total=tokens)
-        while ledger.kept is None:
-            if requests.ready():
-                self._write(requests, ledger, plan, claimed.worker, bar)
-            else:
-                # What is missing is with others: they finish it, or their claims lapse.
-                time.sleep(min(1.0, claimed.look_seconds))
-                ledger.look()
-        bar.close()
-        return ledger.kept
-
-    def _write(
-        self, requests: Requests, ledger: Ledger, plan: Plan, worker: claims.Worker, bar
-    ) -> None:
-        """Writes shards for as long as there are any to be claimed and more are needed."""
-        done: dict[int, list[shards.Record]] = collections.defaultdict(list)
-        for sample in self.sampler.sample(requests):
-            number = sample.request.index // plan.documents_per_shard
-            done[number].append(self._record(sample, plan))
-            if len(done[number]) == len(plan.shard(number)):
-                records = done.pop(number)
-                order = {self._id(plan, index): index for index in plan.shard(number)}
-                records.sort(key=lambda one: order[one.id])
-                shards.write(self.directory, number, records)
-                worker.tell(tokens=worker.tokens + shards.accepted_tokens(records))
-                ledger.add(number, records)
-                bar.n = ledger.total.accepted
-                bar.refresh()
-            if ledger.kept is not None:
-                return
-
-    def _requests(self, number: int, plan: Plan) -> list[Request]:
-        places = [(index, *plan.document(index)) for index in plan.shard(number)]
-        keys = document_keys(
-            plan.seed,
-            [plan.seed_ids[document] for _, document, _ in places],
-            [sample for _, _, sample in places],
-        )
-        return [
-            Request(index, self.prompts[document], key)
-            for (index, document, _), key in zip(places, keys, strict=True)
-        ]
-
-    def shard(self, number: int) -> list[shards.Record]:
-        """A finished shard."""
-        if (records := shards.read(self.directory, number)) is None:
-            file = shards.path(self.directory, number)
-            raise FileNotFoundError(errno.ENOENT, "was finished, and is gone or damaged", str(file))
-        return records
-
-    def _id(self, plan: Plan, index: int) -> str:
-        document, sample = plan.document(index)
-        return f"{plan.seed_ids[document]}-{sample}"
-
-    def _record(self, sample: Sample, plan: Plan) -> shards.Record:
-        document, index = plan.document(sample.request.index)
-        tokens = sample.tokens.tolist()
-        body = tokens[:-1] if sample.finish_reason == "stop" else tokens
-        text = "" if sample.finish_reason == "nan" else well_formed(self.vocabulary.decode(body))
-        judged = filters.judge(
-            text,
-            sample.finish_reason,
-            self.seed_shingles[document],
-            self.filter,
-            self.corpus,
-            self.excluded,
-        )
-        mean = sample.log_probability / len(tokens) if sample.finish_reason != "nan" else 0.0
-        return shards.Record(
-            id=self._id(plan, sample.request.index),
-            text=text,
-            seed_id=plan.seed_ids[document],
-            sample_index=index,
-            key=sample.request.key.astype(">u4").tobytes().hex(),
-            finish_reason=sample.finish_reason,
-            tokens=len(tokens),
-            mean_log_probability=mean,
-            **judged._asdict(),
-        )
-
-
-class Requests(Iterator[Request]):
-    """The documents of shards that are claimed when the sampler has a slot for them.
-
-    That there is none now is told as an iterator tells its end; asked again, there may be one,
-    since the number of shards that are needed is known better with each that is finished.
-
-    Args:
-      ledger: where shards are claimed.
-      of_shard: the requests of a shard.
-    """
-
-    def __init__(self, ledger: Ledger, of_shard: Callable[[int], list[Request]]):
-        self.ledger, self.of_shard = ledger, of_shard
-        self.waiting: collections.deque[Request] = collections.deque()
-
-    def ready(self) -> bool:
-        """Whether there is one now."""
-        if not self.waiting and (number := self.ledger.next()) is not None:
-            self.waiting.extend(self.of_shard(number))
-        return bool(self.waiting)
-
-    def __next__(self) -> Request:
-        if not self.ready():
-            raise StopIteration
-        return self.waiting.popleft()
-
-
-def finish_once(stage: artifacts.Stage, claimed: claims.Claims, write: Callable[[], dict]) -> None:
-    """Commits the stage, or waits until another process has.
-
-    Args:
-      stage: at work.
-      claimed: of this process.
-      write: writes what is committed, and returns its counts.
-    """
-    while not artifacts.is_finished(stage.out):
-        if claimed.take(FINISH):
-            counts = write()
-            if claimed.holds(FINISH):
-                stage.commit(counts)
-                tidy(stage.out)
-            claimed.let_go(FINISH)
-        else:
-            time.sleep(min(1.0, claimed.look_seconds))
-
-
-def tidy(out: epath.Path) -> None:
-    """Removes from a finished corpus what only its making needed.
-
-    Not before it is committed: until then the shards are all there is.
-    """
-    for name in (shards.FOLDER, claims.CLAIMS, claims.PROGRESS):
-        (out / name).rmtree(missing_ok=True)
-    for file in out.glob(".*.tmp"):  # of processes that were killed while they wrote
-        file.unlink(missing_ok=True)
-
-
-def finish(work: Work, kept: int, checkpoint: str) -> dict:
-    """Writes the dataset and what was rejected; returns the counts.
-
-    Args:
-      work: whose shards are finished.
-      kept: how many of them make the corpus.
-      checkpoint: hash of the synthesizer's parameters.
-    """
-    # TFDS brings TensorFlow, which sampling does not need.
-    from sbp_jax.synthesize import corpus
-
-    records = [record for number in range(kept) for record in work.shard(number)]
-    directory = work.directory.parent
-    accepted_tokens = shards.accepted_tokens(records)
-    if (most := work.filter.max_near_duplicate) is not None:
-        reject_near_duplicates(records, most)
-    accepted = [record for record in records if record.rejected_by is None]
-    rejected = [record for record in records if record.rejected_by is not None]
-    if not accepted:
-        reasons = dict(collections.Counter(record.rejected_by for record in rejected))
-        raise UserError(
-            f"synthesize: all {len(rejected)} documents were rejected ({reasons}): train the "
-            "synthesizer longer, or loosen FilterConfig"
-        )
-    corpus.write(directory, accepted, checkpoint)
-    by_filter = collections.Counter(record.rejected_by for record in rejected)
-    rejects = {name: by_filter[name] for name in filters.FILTERS}
-    artifacts.write_atomic(directory / REJECTS, json.dumps(rejects, indent=2))
-    lines = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in rejected)
-    artifacts.write_atomic(directory / REJECTED, lines)
-    return {
-        "documents": len(accepted),
-        "tokens": shards.accepted_tokens(accepted),
-        "accepted_tokens": accepted_tokens,  # before near-duplicates were taken out
-        "bytes": sum(len(record.text.encode()) for record in accepted),
-        "sampled_documents": len(records),
-        "sampled_tokens": sum(record.tokens for record in records),
-        "seeds": len({record.seed_id for record in accepted}),
-        "empty_seeds": work.empty_seeds,
-        "cut_seeds": work.cut_seeds,
-        "unfinished": sum(record.finish_reason == "length" for record in accepted),
-        "loops": sum(record.finish_reason == "repetition" for record in records),
-        "rejected": rejects,
-        "checkpoint": checkpoint,
-    }
-
-
-def reject_near_duplicates(records: list[shards.Record], threshold: float) -> None:
-    """Rejects, in place, those that are near-duplicates of an earlier one that is kept.
-
-    Args:
-      records: in the plan's order.
-      threshold: as `FilterConfig.max_near_duplicate`.
-    """
-    accepted = [place for place, one in enumerate(records) if one.rejected_by is None]
-    for later, first in repeats([records[place].text for place in accepted], threshold).items():
-        records[accepted[later]] = dataclasses.replace(
-            records[accepted[later]],
-            rejected_by=filters.NEAR_DUPLICATE,
-            alike=records[accepted[first]].id,
-        )

@@ -1,0 +1,49 @@
+"""Weights in one byte a number: half of what a decode step reads of them.
+
+A weight is an int8 times the scale of its output channel. It is widened where it is multiplied, and
+the product scaled: numerics are else those of the model's dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+HIGHEST = 127
+
+
+class Int8(NamedTuple):
+    """A matrix as int8, and float32 scales of its output channels: 1 in the other dimensions."""
+
+    values: jax.Array
+    scales: jax.Array
+
+
+def narrow(weights: nnx.State) -> nnx.State:
+    """Matrices as `Int8`; the embedding, of which a step reads a few rows, and vectors as they are.
+
+    An embedding that also makes the logits stays as it is, too.
+    """
+
+    def one(path: tuple[Any, ...], weight: nnx.Variable) -> nnx.Variable:
+        names = weight.get_metadata()["axes"]
+        if len(names) == 1 or names == ("vocab", "embed"):
+            return weight
+        # Of a layer's own matrices one that leads to the stream has all other dimensions as inputs.
+        inputs = (0,) if names[0] == "embed" else tuple(range(len(names) - 1))
+        values = weight[...].astype(jnp.float32)
+        scales = jnp.max(jnp.abs(values), axis=inputs, keepdims=True) / HIGHEST
+        scales = jnp.where(scales > 0, scales, 1.0)
+        return weight.replace(Int8(rounded(values / scales), scales))
+
+    return jax.tree_util.tree_map_with_path(
+        one, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
+
+
+def rounded(x: jax.Array) -> jax.Array:
+    """The nearest int8 from -127 to 127."""
+    return jnp.clip(jnp.round(x), -HIGHEST, HIGHEST).astype(jnp.int8)
