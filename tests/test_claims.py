@@ -329,6 +329,7 @@ def worker_of(directory, sampler=None) -> Work:
         mean_log_probability=0.0,
         repetition=0.0,
         compression=0.0,
+        language="",
         seed_copy=0.0,
         corpus_copy=None,
         alike=None,

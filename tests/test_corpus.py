@@ -103,6 +103,24 @@ def test_copies_and_overlaps_are_named():
     assert (fresh.rejected_by, fresh.corpus_copy) == (None, None)
 
 
+def test_another_language_is_rejected_and_told():
+    texts = {
+        "en": "Return the sum of all elements of an array over the axis that was given here.",
+        "de": "Gibt die Summe aller Elemente eines Feldes entlang der gegebenen Achse zurück.",
+    }
+
+    def judge(text, **limits):
+        return filters.judge(text, "stop", shingles(prose(1)), FilterConfig(**limits))
+
+    for code, text in texts.items():
+        assert judge(text).language == ""
+        for wanted in texts:
+            found = judge(text, languages=[wanted])
+            assert found.language == code
+            assert found.rejected_by == (None if code == wanted else "language")
+        assert judge(text, languages=list(texts)).rejected_by is None
+
+
 def test_every_limit_may_be_off():
     off = FilterConfig(
         min_words=None,
@@ -127,6 +145,9 @@ def test_every_limit_may_be_off():
         ({"corpus_copy_one_in": 0}, "corpus_copy_one_in = 0"),
         ({"exclude": "rows/dev"}, r"expected a list, as \['rows/dev'\]"),
         ({"exclude_overlap": 0.0}, "exclude_overlap = 0.0"),
+        ({"languages": "en"}, r"expected a list, as \['en'\]"),
+        ({"languages": ["english"]}, r"languages = \['english'\]: expected codes among .* en, "),
+        ({"languages": []}, r"languages = \[\]"),
     ],
 )
 def test_limits_out_of_range_are_one_line(limits, message):

@@ -25,6 +25,13 @@ def main() -> None:
     from maxtext.configs import pyconfig
     from maxtext.inference.maxengine import maxengine
 
+    # No JetStream that this MaxText needs has been published; its stand-in for the container of
+    # results is none that a compiled function can return.
+    jax.tree_util.register_pytree_node(
+        maxengine.engine_api.ResultTokens,
+        lambda found: ((found.data, found.log_prob), None),
+        lambda _, parts: maxengine.engine_api.ResultTokens(data=parts[0], log_prob=parts[1]),
+    )
     model = case["model"]
     settings = pathlib.Path(maxtext.__file__).parent / "configs/base.yml"
     found = {}

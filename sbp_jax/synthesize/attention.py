@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 
 PAGE = 128  # positions; M is a multiple of it
+BLOCK = 64  # of them that the loop reads at a time
 KERNEL_PAGES = 4  # that JAX's kernel has in a TPU core's memory at a time, at most
 KERNEL_HEAD = 128  # H of which is a multiple for it
 
@@ -89,30 +90,32 @@ def _in_blocks(
 
         def step(carry):
             start, most_TKG, sum_TKG, o_TKGH = carry
-            shape = kv_heads, tile, PAGE, size
+            shape = kv_heads, tile, BLOCK, size
             k_KTBH, v_KTBH = (
                 jax.lax.dynamic_slice(x, (0, first, start, 0), shape).astype(q_SNH.dtype)
                 for x in (k_KSMH, v_KSMH)
             )
-            scores_TKGB = size**-0.5 * jnp.einsum(
-                "tkgh,ktbh->tkgb", q_TKGH, k_KTBH, preferred_element_type=jnp.float32
+            # The cache stands first: a CPU multiplies many rows with few twice as fast so.
+            scores_KTBG = size**-0.5 * jnp.einsum(
+                "ktbh,tkgh->ktbg", k_KTBH, q_TKGH, preferred_element_type=jnp.float32
             )
-            seen_TB = start + jnp.arange(PAGE) < lengths_T[:, None]
+            scores_TKGB = scores_KTBG.transpose(1, 0, 3, 2)
+            seen_TB = start + jnp.arange(BLOCK) < lengths_T[:, None]
             scores_TKGB = jnp.where(seen_TB[:, None, None], scores_TKGB, -jnp.inf)
             higher_TKG = jnp.maximum(most_TKG, scores_TKGB.max(axis=-1))
             shares_TKGB = jnp.exp(scores_TKGB - higher_TKG[..., None])
             before_TKG = jnp.exp(most_TKG - higher_TKG)
-            added_TKGH = jnp.einsum(
-                "tkgb,ktbh->tkgh",
-                shares_TKGB.astype(v_KTBH.dtype),
+            added_KTHG = jnp.einsum(
+                "ktbh,tkgb->kthg",
                 v_KTBH,
+                shares_TKGB.astype(v_KTBH.dtype),
                 preferred_element_type=jnp.float32,
             )
             return (
-                start + PAGE,
+                start + BLOCK,
                 higher_TKG,
                 sum_TKG * before_TKG + shares_TKGB.sum(axis=-1),
-                o_TKGH * before_TKG[..., None] + added_TKGH,
+                o_TKGH * before_TKG[..., None] + added_KTHG.transpose(1, 0, 3, 2),
             )
 
         heads = q_TKGH.shape[:3]

@@ -42,6 +42,7 @@ FEATURES = {
     "mean_log_probability": Feature(tf.float32, "nats per token under the synthesizer"),
     "repetition": Feature(tf.float32, "share of 4-word runs that repeat earlier ones"),
     "compression": Feature(tf.float32, "bytes of the text over those when compressed"),
+    "language": Feature(tf.string, "code of the most probable one; empty if not looked at"),
     "seed_copy": Feature(tf.float32, "containment of 13-word runs with the seed"),
     "corpus_copy": Feature(
         tf.float32,

@@ -15,6 +15,7 @@ import numpy as np
 
 from sbp_jax.errors import UserError
 from sbp_jax.settings import configurable
+from sbp_jax.text import language
 from sbp_jax.text.compression import compression
 from sbp_jax.text.ngram_index import NgramIndex
 from sbp_jax.text.repetition import repetition
@@ -36,6 +37,8 @@ class FilterConfig:
         document that was ended in a loop is rejected whatever its share.
       max_compression: largest ratio of a text's bytes to what zstandard makes of them. It grows
         with length: real documents of the demo have 1.9, the longest, of 16 kB, 3.5.
+      languages: codes of ISO 639-1, as ['en']: a text whose most probable language is another is
+        rejected; None to look at none. That of code or tables is a guess.
       max_seed_copy: largest containment with the text's own seed.
       max_corpus_copy: likewise with any document of the artefact that the seeds are from, which
         each process then holds an index of (`NgramIndex` tells its memory).
@@ -56,6 +59,7 @@ class FilterConfig:
     min_words: int | None = 10
     max_repetition: float | None = 0.5
     max_compression: float | None = 4.0
+    languages: Sequence[str] | None = None
     max_seed_copy: float | None = 0.5
     max_corpus_copy: float | None = 0.5
     corpus_copy_one_in: int = 1
@@ -85,10 +89,16 @@ class FilterConfig:
             raise UserError(
                 f"FilterConfig.corpus_copy_one_in = {self.corpus_copy_one_in}: expected at least 1"
             )
-        if isinstance(self.exclude, str):  # a sequence too, of its letters
-            raise UserError(
-                f"FilterConfig.exclude = {self.exclude!r}: expected a list, as [{self.exclude!r}]"
-            )
+        for name in ("exclude", "languages"):
+            if isinstance(value := getattr(self, name), str):  # a sequence too, of its letters
+                raise UserError(f"FilterConfig.{name} = {value!r}: expected a list, as [{value!r}]")
+        if self.languages is not None:
+            unknown = sorted(set(self.languages) - set(language.known()))
+            if unknown or not self.languages:
+                raise UserError(
+                    f"FilterConfig.languages = {list(self.languages)}: expected codes among "
+                    f"{', '.join(language.known())}"
+                )
 
 
 class Judged(NamedTuple):
@@ -98,6 +108,7 @@ class Judged(NamedTuple):
       rejected_by: the first filter that rejects it, None if it is kept.
       repetition: share of repeated 4-word runs.
       compression: bytes of the text over its bytes compressed.
+      language: the most probable one's code; empty if it was not looked at.
       seed_copy: containment with the seed.
       corpus_copy: largest containment with a training document; None if none was looked at.
       alike: the training document or evaluation text for which it is rejected, or None.
@@ -106,6 +117,7 @@ class Judged(NamedTuple):
     rejected_by: str | None
     repetition: float = 0.0
     compression: float = 0.0
+    language: str = ""
     seed_copy: float = 0.0
     corpus_copy: float | None = None
     alike: str | None = None
@@ -117,6 +129,7 @@ FILTERS = (
     "too_short",
     "repetition",
     "compression",
+    "language",
     "seed_copy",
     "corpus_copy",
     "excluded",
@@ -146,6 +159,7 @@ def judge(
     if finish_reason == "nan":
         return Judged("not_a_number")
     repeated, compressed = repetition(text), compression(text)
+    spoken = language.language(text) if config.languages is not None else ""
     copied = containment(shingles(text), seed_shingles)
     nearest = corpus.most_contained(text) if corpus else None
     overlapping = excluded.most_contained(text) if excluded else None
@@ -156,6 +170,8 @@ def judge(
         rejected_by = "repetition"
     elif _above(compressed, config.max_compression):
         rejected_by = "compression"
+    elif config.languages is not None and spoken not in config.languages:
+        rejected_by = "language"
     elif _above(copied, config.max_seed_copy):
         rejected_by = "seed_copy"
     elif nearest and _above(nearest[1], config.max_corpus_copy):
@@ -165,7 +181,7 @@ def judge(
     elif finish_reason == "length" and not config.keep_unfinished:
         rejected_by = "unfinished"
     corpus_copy = (nearest[1] if nearest else 0.0) if corpus else None
-    return Judged(rejected_by, repeated, compressed, copied, corpus_copy, alike)
+    return Judged(rejected_by, repeated, compressed, spoken, copied, corpus_copy, alike)
 
 
 def _above(value: float, limit: float | None) -> bool:

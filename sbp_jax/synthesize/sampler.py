@@ -255,7 +255,8 @@ class Programs:
             loops=None if c.stop_repeats is None else loops.none(c.slots, c.stop_period),
         )
 
-    def _model(self, weights: Weights) -> Unstacked:
+    def build(self, weights: Weights) -> Unstacked:
+        """The model of these weights."""
         return nnx.merge(self.graph, weights.parameters)
 
     def prefill(self, weights: Weights, state: State, prompts: Prompts) -> State:
@@ -305,7 +306,7 @@ class Programs:
         self, weights: Weights, tokens_RP: jax.Array, length_R: jax.Array, wanted_R: jax.Array
     ) -> Cache:
         """Reads prompts in chunks, as far as the longest wanted, into a cache of their own."""
-        c, model = self.config, self._model(weights)
+        c, model = self.config, self.build(weights)
         rows = len(length_R)
         tokens_RP = jnp.pad(tokens_RP, ((0, 0), (0, max(0, c.read_length - tokens_RP.shape[1]))))
         longest = jnp.max(jnp.where(wanted_R, length_R, 1)) - 1
@@ -342,7 +343,7 @@ class Programs:
 
     def step(self, weights: Weights, state: State) -> State:
         """One token more in every slot that has not ended."""
-        c, model = self.config, self._model(weights)
+        c, model = self.config, self.build(weights)
         running_S = state.finish_S == RUNNING
         logits_SV, cache = decode.decode(
             model,
@@ -415,7 +416,7 @@ class Sampler:
         self.config = config
         self.meter = Meter()
         self.devices = list(devices or jax.local_devices())
-        programs = Programs(model, config, self.devices[0])
+        self.programs = programs = Programs(model, config, self.devices[0])
         weights = decoding_weights(model, parameters, config.weight_dtype)
         if config.cache_dtype is not None:
             weights = weights._replace(scales=self._calibrate(programs, weights, calibration))

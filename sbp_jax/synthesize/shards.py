@@ -29,8 +29,9 @@ class Record:
       finish_reason: `stop`, `length`, `repetition` or `nan`: see `sampler.Sample`.
       tokens: sampled, EOS among them.
       mean_log_probability: nats per token under the synthesizer at temperature 1.
-      repetition: see `filters.Judged`, as of the next three.
+      repetition: see `filters.Judged`, as of the next four.
       compression: of the text.
+      language: of the text, or empty.
       seed_copy: of its seed.
       corpus_copy: of the training document that it copies most, or None.
       rejected_by: the filter, or None.
@@ -48,6 +49,7 @@ class Record:
     mean_log_probability: float
     repetition: float
     compression: float
+    language: str
     seed_copy: float
     corpus_copy: float | None
     rejected_by: str | None

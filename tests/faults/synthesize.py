@@ -6,6 +6,7 @@ Four processes run `sbp synthesize` on one run directory. One after another is e
 random moment, most of them while they hold shards or write the end, and started again at once. A
 corpus that is finished is compared, and another begun until there were so many kills. Each must be,
 byte for byte, what one undisturbed process writes: then nothing is lost and nothing there twice.
+So must those of one to four processes with 1, 2, 4 and 8 virtual devices each.
 Exit code 1 if any differs or a process fails.
 """
 
@@ -55,17 +56,19 @@ MEAN_SECONDS_BETWEEN_KILLS = 0.5
 SHARE_AT_WORK = 0.8  # of kills that wait for a worker which holds something
 MOST_KILLS = 40  # of one corpus: the end of one that is killed again and again never comes
 LONGEST_SECONDS = 600
+DEVICES = (1, 2, 4, 8)
 TESTS = pathlib.Path(__file__).parent.parent
 
 
-def work(directory: str, scope: str, log: str) -> None:
+def work(directory: str, scope: str, log: str, devices: int) -> None:
     """A worker: what `sbp synthesize` is, in a process of its own."""
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     from sbp_jax import cli
 
-    sys.exit(cli.main(arguments("synthesize", directory, scope)))
+    flags = arguments("synthesize", directory, scope)
+    sys.exit(cli.main([*flags, f"--gin.synthesize.cpu_devices={devices}"]))
 
 
 def arguments(stage: str, directory: str, scope: str) -> list[str]:
@@ -91,7 +94,12 @@ def holds(directory: pathlib.Path, pid: int) -> bool:
 
 
 def corpus_under_fire(
-    directory: pathlib.Path, scope: str, workers: int, kills: int, rng: random.Random
+    directory: pathlib.Path,
+    scope: str,
+    workers: int,
+    kills: int,
+    rng: random.Random,
+    devices: int = 1,
 ) -> tuple[int, int, list[str]]:
     """Writes a corpus with at most so many kills.
 
@@ -102,7 +110,8 @@ def corpus_under_fire(
     context = multiprocessing.get_context("forkserver")
 
     def start():
-        process = context.Process(target=work, args=(str(directory), scope, str(log)))
+        given = str(directory), scope, str(log), devices
+        process = context.Process(target=work, args=given)
         process.start()
         return process
 
@@ -136,6 +145,14 @@ def corpus_under_fire(
     return done, met, failed
 
 
+def differences(directory: pathlib.Path, wanted: dict[str, bytes | str]) -> list[str]:
+    """In what a corpus differs from the one that was wanted."""
+    found = content(directory)
+    names = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
+    told = f"{directory.name} differs from what one process writes: {', '.join(names)}"
+    return [told] if names else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
@@ -162,16 +179,21 @@ def main() -> int:
         multiprocessing.get_context("forkserver").set_forkserver_preload(
             ["sbp_jax.cli", "sbp_jax.synthesize.stage"]
         )
+        for devices in DEVICES:
+            for workers in range(1, flags.workers + 1):
+                scope = f"devices_{devices}_processes_{workers}"
+                _, _, failed = corpus_under_fire(directory, scope, workers, 0, rng, devices)
+                if failed := failed or differences(directory / scope, wanted):
+                    print("\n".join(failed), file=sys.stderr)
+                    return 1
+                print(f"{devices} devices in each of {workers} processes: the same", flush=True)
         kills, met, corpora, started = 0, 0, 0, time.monotonic()
         while kills < flags.kills:
             scope = f"killed_{corpora}"
             most = min(MOST_KILLS, flags.kills - kills)
             more, at_work, failed = corpus_under_fire(directory, scope, flags.workers, most, rng)
             kills, met, corpora = kills + more, met + at_work, corpora + 1
-            if not failed and content(directory / scope) != wanted:
-                found = content(directory / scope)
-                names = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
-                failed = [f"{scope} differs from what one process writes: {', '.join(names)}"]
+            failed = failed or differences(directory / scope, wanted)
             print(f"{scope}: {more} kills, {kills} of {flags.kills} together", flush=True)
             if failed:
                 print("\n".join(failed), file=sys.stderr)
