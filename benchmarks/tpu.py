@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -131,7 +132,7 @@ def sampling(case: Sampling) -> dict:
     from sbp_jax.synthesize.sampler import SamplerConfig
 
     assert stage.PlanConfig  # gin knows what it configures when it has been imported
-    configure([f"models/{case.model}.gin"], [], [])
+    configure([str(HERE.parent / f"gin/models/{case.model}.gin")], [])
     dtype = None if case.dtype == "bfloat16" else case.dtype
     model = DecoderConfig()
     config = SamplerConfig(
@@ -299,8 +300,10 @@ def main() -> None:
         parser.error(f"--only={flags.only}: expected part of {[case.name for case in known]}")
     failed = False
     for sampled in samplings:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            kept[sampled.name] = pool.apply(sampling, (sampled,))
+        with concurrent.futures.ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn")
+        ) as pool:
+            kept[sampled.name] = pool.submit(sampling, sampled).result()
         KEPT.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
         print(f"{sampled.name}: {1e3 * (kept[sampled.name]['step_seconds'] or 0):.1f} ms a step")
     for case in cases:

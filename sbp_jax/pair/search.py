@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -21,9 +21,7 @@ from sbp_jax.pair.scann_search import ScannSearch, SearchPlan, load, plan
 
 __all__ = [
     "ExactSearch",
-    "Index",
     "ScannSearch",
-    "Search",
     "SearchPlan",
     "load",
     "neighbours",
@@ -36,32 +34,6 @@ RECALLED = 10  # neighbours of a query that recall counts
 ENOUGH_RECALL = 0.97
 SLAB = 1 << 18  # vectors that exact search is given at once: 1 GB at 1,024 dimensions
 KINDS = {"scann": ScannSearch, "exact": ExactSearch}
-
-
-class Index(Protocol):
-    """Vectors, ready to be asked."""
-
-    def find(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices int64 [m, k], nearest first, and products float32 [m, k] of float32 [m, D]."""
-        ...
-
-
-class Search(Protocol):
-    """A kind of search with its settings."""
-
-    @property
-    def name(self) -> str:
-        """Of the kind."""
-        ...
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the neighbours."""
-        ...
-
-    def build(self, vectors: np.ndarray, count: int) -> Index:
-        """An index of float32 [n, D], for so many neighbours a query."""
-        ...
 
 
 def search(kind: str) -> ScannSearch | ExactSearch:
