@@ -203,46 +203,47 @@ def project(x: jax.Array, weights: jax.Array | Int8, dtype: Any = None) -> jax.A
     """
     if isinstance(weights, Int8):
         product = project(x, weights.values.astype(x.dtype), jnp.float32)
-        return (product * weights.scales[0]).astype(dtype or x.dtype)
+        return (product * weights.scales.reshape(-1)).astype(dtype or x.dtype)
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), weights, preferred_element_type=dtype)
     return flat.reshape(*x.shape[:-1], -1)
 
 
-def to_heads(x_BLD: jax.Array, weights_DNH: jax.Array | Int8, dtype: Any = None) -> jax.Array:
+def to_heads(x_BLD: jax.Array, weights_DNH: jax.Array | Int8) -> jax.Array:
     """The product of x and weights with heads before positions, as attention wants it: BNLH.
 
     On a TPU the product writes it so at no cost; a CPU is faster with flat matrices (`project`).
     """
-    if isinstance(weights_DNH, Int8):
-        product_BNLH = to_heads(x_BLD, weights_DNH.values.astype(x_BLD.dtype), jnp.float32)
-        return (product_BNLH * weights_DNH.scales.swapaxes(0, 1)).astype(x_BLD.dtype)
-    size, heads, head_size = weights_DNH.shape
 
     def direct(x_BLD, weights_DNH):
-        return jnp.einsum("BLD,DNH->BNLH", x_BLD, weights_DNH, preferred_element_type=dtype)
+        return jnp.einsum("BLD,DNH->BNLH", x_BLD, weights_DNH)
 
     def flat(x_BLD, weights_DNH):
-        product = project(x_BLD, weights_DNH.reshape(size, -1), dtype)
-        return product.reshape(*x_BLD.shape[:2], heads, head_size).swapaxes(1, 2)
+        heads, size = weights_DNH.shape[1:]
+        return by_heads(project(x_BLD, weights_DNH.reshape(-1, heads * size)), heads, size)
 
+    def by_heads(product, heads, size):
+        return product.reshape(*product.shape[:2], heads, size).swapaxes(1, 2)
+
+    if isinstance(weights_DNH, Int8):
+        return by_heads(project(x_BLD, weights_DNH), *weights_DNH.scales.shape)
     return jax.lax.platform_dependent(x_BLD, weights_DNH, tpu=direct, default=flat)
 
 
-def from_heads(x_BNLH: jax.Array, weights_NHD: jax.Array | Int8, dtype: Any = None) -> jax.Array:
+def from_heads(x_BNLH: jax.Array, weights_NHD: jax.Array | Int8) -> jax.Array:
     """The way back: the product of all heads' results with weights, BLD."""
-    if isinstance(weights_NHD, Int8):
-        product_BLD = from_heads(x_BNLH, weights_NHD.values.astype(x_BNLH.dtype), jnp.float32)
-        return (product_BLD * weights_NHD.scales[0]).astype(x_BNLH.dtype)
-    size = weights_NHD.shape[-1]
 
     def direct(x_BNLH, weights_NHD):
-        return jnp.einsum("BNLH,NHD->BLD", x_BNLH, weights_NHD, preferred_element_type=dtype)
+        return jnp.einsum("BNLH,NHD->BLD", x_BNLH, weights_NHD)
 
     def flat(x_BNLH, weights_NHD):
-        x_BLNH = x_BNLH.swapaxes(1, 2)
-        flat_BLA = x_BLNH.reshape(*x_BLNH.shape[:2], -1)
-        return project(flat_BLA, weights_NHD.reshape(-1, size), dtype)
+        return project(joined(x_BNLH), weights_NHD.reshape(-1, weights_NHD.shape[-1]))
 
+    def joined(x_BNLH):
+        x_BLNH = x_BNLH.swapaxes(1, 2)
+        return x_BLNH.reshape(*x_BLNH.shape[:2], -1)
+
+    if isinstance(weights_NHD, Int8):
+        return project(joined(x_BNLH), weights_NHD)
     return jax.lax.platform_dependent(x_BNLH, weights_NHD, tpu=direct, default=flat)
 
 

@@ -16,7 +16,12 @@ HIGHEST = 127
 
 
 class Int8(NamedTuple):
-    """A matrix as int8, and float32 scales of its output channels: 1 in the other dimensions."""
+    """A matrix of int8, flat: of more dimensions a TPU would have it laid out anew for a product.
+
+    Attributes:
+      values: int8 [inputs, outputs].
+      scales: float32, of each output, in the shape that the outputs have.
+    """
 
     values: jax.Array
     scales: jax.Array
@@ -32,12 +37,13 @@ def narrow(weights: nnx.State) -> nnx.State:
         names = weight.get_metadata()["axes"]
         if len(names) == 1 or names == ("vocab", "embed"):
             return weight
-        # Of a layer's own matrices one that leads to the stream has all other dimensions as inputs.
-        inputs = (0,) if names[0] == "embed" else tuple(range(len(names) - 1))
+        # What leads to the stream has all other dimensions as inputs.
+        inputs = 1 if names[0] == "embed" else len(names) - 1
         values = weight[...].astype(jnp.float32)
-        scales = jnp.max(jnp.abs(values), axis=inputs, keepdims=True) / HIGHEST
+        scales = jnp.max(jnp.abs(values), axis=tuple(range(inputs))) / HIGHEST
         scales = jnp.where(scales > 0, scales, 1.0)
-        return weight.replace(Int8(rounded(values / scales), scales))
+        flat = rounded(values / scales).reshape(-1, scales.size)
+        return weight.replace(Int8(flat, scales))
 
     return jax.tree_util.tree_map_with_path(
         one, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)

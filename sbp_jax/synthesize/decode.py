@@ -67,15 +67,16 @@ def decode(
       Logits float32 [S, V] after the tokens, and the cache.
     """
     lengths_S = jnp.where(running_S, positions_S + 1, 1)
-    x_S1D = model.outer.embed(tokens_S[:, None])
-    rotations_S11H = rotations(model.config, positions_S[:, None])
+    # Slots stand where positions do in training: heads of size H lie in full tiles, and new keys
+    # as the cache has them.
+    x_1SD = model.outer.embed(tokens_S[None])
+    rotations_11SH = rotations(model.config, positions_S[None])
     extended: Cache = []
     all_scales = scales or itertools.repeat(None, len(cache))
     for block, (keys, values), of_layer in zip(model.layers, cache, all_scales, strict=True):
 
-        def attend(q_SN1H, k_SK1H, v_SK1H, keys=keys, values=values, of_layer=of_layer):
-            def put(old_KSMH, new_SK1H, scales_KH):
-                new_KSH = new_SK1H[:, :, 0].swapaxes(0, 1)
+        def attend(q_1NSH, k_1KSH, v_1KSH, keys=keys, values=values, of_layer=of_layer):
+            def put(old_KSMH, new_KSH, scales_KH):
                 # What is no number would stay for the slot's next document, whose weight of it is
                 # zero, and zero times it no number either.
                 if scales_KH is not None:
@@ -85,15 +86,15 @@ def decode(
                 return put_each(old_KSMH, new_KSH, positions_S)
 
             k_scales_KH, v_scales_KH = of_layer or (None, None)
-            keys_KSMH = put(keys, k_SK1H, k_scales_KH)
-            values_KSMH = put(values, v_SK1H, v_scales_KH)
+            keys_KSMH = put(keys, k_1KSH[0], k_scales_KH)
+            values_KSMH = put(values, v_1KSH[0], v_scales_KH)
             extended.append((keys_KSMH, values_KSMH))
-            q_SNH = _scaled(q_SN1H[:, :, 0], k_scales_KH)
-            o_SNH = attend_cache(q_SNH, keys_KSMH, values_KSMH, lengths_S, cores)
-            return _scaled(o_SNH, v_scales_KH)[:, :, None]
+            q_NSH = _scaled(q_1NSH[0], k_scales_KH)
+            o_SNH = attend_cache(q_NSH.swapaxes(0, 1), keys_KSMH, values_KSMH, lengths_S, cores)
+            return _scaled(o_SNH.swapaxes(0, 1), v_scales_KH)[None]
 
-        x_S1D = block(x_S1D, rotations_S11H, attend)
-    return model.outer.logits(x_S1D[:, 0]), extended
+        x_1SD = block(x_1SD, rotations_11SH, attend)
+    return model.outer.logits(x_1SD[0]), extended
 
 
 def put_each(cache_KSMH: jax.Array, new_KSH: jax.Array, positions_S: jax.Array) -> jax.Array:
@@ -111,9 +112,9 @@ def put_each(cache_KSMH: jax.Array, new_KSH: jax.Array, positions_S: jax.Array) 
     return tiles_KSWTH.at[:, slots_S, tile_S].set(new_KSTH).reshape(shape)
 
 
-def _scaled(x_SNH: jax.Array, scales_KH: jax.Array | None) -> jax.Array:
+def _scaled(x_NSH: jax.Array, scales_KH: jax.Array | None) -> jax.Array:
     """Each head times the scales of its key/value head."""
     if scales_KH is None:
-        return x_SNH
-    scales_NH = jnp.repeat(scales_KH, x_SNH.shape[1] // len(scales_KH), axis=0)
-    return (x_SNH.astype(jnp.float32) * scales_NH).astype(x_SNH.dtype)
+        return x_NSH
+    scales_NH = jnp.repeat(scales_KH, len(x_NSH) // len(scales_KH), axis=0)
+    return (x_NSH.astype(jnp.float32) * scales_NH[:, None]).astype(x_NSH.dtype)
