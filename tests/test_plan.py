@@ -271,9 +271,25 @@ def slices():
 def test_the_page_of_slices_says_what_was_compiled(slices):
     kept = json.loads(slices.KEPT.read_text())
     assert slices.PAGE.read_text() == slices.page(kept)
-    assert set(slices.CHECKED) <= set(kept) <= {case.name for case in slices.CASES}
-    for found in kept.values():
-        assert found["programs"]["pretrain"]["fits"]
+    known = [*slices.CASES, *slices.SAMPLINGS]
+    assert set(slices.CHECKED) <= set(kept) <= {case.name for case in known}
+    for name, found in kept.items():
+        assert found.get("programs", {}).get("pretrain", found)["fits"], name
+
+
+def test_no_chip_copies_the_samplers_cache(slices):
+    kept = json.loads(slices.KEPT.read_text())
+    for case in slices.SAMPLINGS:
+        found = kept[case.name]
+        assert set(found["operations_on_the_cache"]) <= {
+            "parameter",
+            "bitcast",
+            "scatter",
+            "fusion",
+        }
+        assert found["temporary_bytes"] < 0.02 * found["cache_bytes"]
+        bar = 1.8 if case.topology.startswith("v5p") else 1.5
+        assert found["step_seconds"] < bar * found["bound_seconds"]
 
 
 @pytest.mark.parametrize(("change", "count", "told"), [(1.04, 0, 0), (1.06, 0, 1), (1.0, 1, 1)])
