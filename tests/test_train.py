@@ -328,14 +328,14 @@ def interrupt_at_8(directory, scope: str) -> None:
 
 
 def damage(path: pathlib.Path, how: str) -> None:
-    """Cuts or changes the largest file under a folder."""
-    largest = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = largest.read_bytes()
-    if how == "truncated":
-        largest.write_bytes(data[: len(data) // 2])
-    else:
+    """Cuts or changes all files of data under a folder: some hold what was written again."""
+    files = list(path.rglob("d/*"))
+    assert files
+    for file in files:
+        data = file.read_bytes()
         middle = len(data) // 2
-        largest.write_bytes(data[:middle] + bytes(64) + data[middle + 64 :])
+        rest = b"" if how == "truncated" else bytes(64) + data[middle + 64 :]
+        file.write_bytes(data[:middle] + rest)
 
 
 @pytest.mark.parametrize("how", ["truncated", "overwritten"])
