@@ -6,7 +6,7 @@ the product scaled: numerics are else those of the model's dtype.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def narrow(weights: nnx.State) -> nnx.State:
     An embedding that also makes the logits stays as it is, too.
     """
 
-    def one(path: tuple[Any, ...], weight: nnx.Variable) -> nnx.Variable:
+    def one(weight: nnx.Variable) -> nnx.Variable:
         names = weight.get_metadata()["axes"]
         if len(names) == 1 or names == ("vocab", "embed"):
             return weight
@@ -45,9 +45,7 @@ def narrow(weights: nnx.State) -> nnx.State:
         flat = rounded(values / scales).reshape(-1, scales.size)
         return weight.replace(Int8(flat, scales))
 
-    return jax.tree_util.tree_map_with_path(
-        one, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-    )
+    return jax.tree.map(one, weights, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def rounded(x: jax.Array) -> jax.Array:

@@ -95,7 +95,7 @@ def _in_blocks(
                 jax.lax.dynamic_slice(x, (0, first, start, 0), shape).astype(q_SNH.dtype)
                 for x in (k_KSMH, v_KSMH)
             )
-            # The cache stands first: a CPU multiplies many rows with few twice as fast so.
+            # The cache stands first: a CPU multiplies many rows with few faster so.
             scores_KTBG = size**-0.5 * jnp.einsum(
                 "ktbh,tkgh->ktbg", k_KTBH, q_TKGH, preferred_element_type=jnp.float32
             )

@@ -37,7 +37,7 @@ class FilterConfig:
         document that was ended in a loop is rejected whatever its share.
       max_compression: largest ratio of a text's bytes to what zstandard makes of them. It grows
         with length: real documents of the demo have 1.9, the longest, of 16 kB, 3.5.
-      languages: codes of ISO 639-1, as ['en']: a text whose most probable language is another is
+      languages: codes of ISO 639, as ['en']: a text whose most probable language is another is
         rejected; None to look at none. That of code or tables is a guess.
       max_seed_copy: largest containment with the text's own seed.
       max_corpus_copy: likewise with any document of the artefact that the seeds are from, which
@@ -96,8 +96,10 @@ class FilterConfig:
             unknown = sorted(set(self.languages) - set(language.known()))
             if unknown or not self.languages:
                 raise UserError(
-                    f"FilterConfig.languages = {list(self.languages)}: expected codes among "
-                    f"{', '.join(language.known())}"
+                    f"FilterConfig.languages = {list(self.languages)}: expected codes of ISO 639 "
+                    f"that langid knows, as ['en', 'de']; it does not know {unknown}"
+                    if unknown
+                    else "FilterConfig.languages = []: expected at least one code, or None"
                 )
 
 

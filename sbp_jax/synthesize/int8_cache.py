@@ -49,7 +49,8 @@ def ranges(cache: Cache, length_R: jax.Array) -> Scales:
 def scales(found: list[Scales]) -> Scales:
     """Scales that reach as far as all these ranges.
 
-    They are powers of 2^(1/8), rounded up: what differs in the last bit gives the same.
+    They are powers of 2^(1/8), rounded up: what differs in the last bit gives the same but where it
+    lies on the border of two.
     """
 
     def one(*largest_KH):
@@ -63,4 +64,5 @@ def scales(found: list[Scales]) -> Scales:
 def quantise(x: jax.Array, scales: jax.Array) -> jax.Array:
     """Int8 of keys or values, to whose shape `scales` are broadcast; of what is no number, 0."""
     scaled = x.astype(jnp.float32) / scales
+    # What becomes of a NaN is each device's own business: on a CPU it is 0 anyway.
     return rounded(jnp.where(jnp.isnan(scaled), 0, scaled))

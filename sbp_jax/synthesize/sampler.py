@@ -15,7 +15,8 @@ therefore bit-identical for any number of devices and processes of one kind, and
 What is not: another number of slots or prefill rows is another program, whose matrix products may
 round otherwise in the last bit. A document then stays the same unless a random number falls within
 that rounding of the border between two tokens: in float32 about once in a million tokens. The same
-holds for another kind of device.
+holds for another kind of device. With an int8 cache another number of prefill rows, or another
+chunk, may also move a scale that lies on the border of two, and with it every document.
 
 S slots of a device, R prompts of a prefill, P prompt length, M cache length, T tokens of a
 document, X devices.
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sbp_jax.errors import UserError
 from sbp_jax.model.decoder import (
     Cache,
     Decoder,
@@ -163,6 +165,9 @@ class SamplerConfig:
       stop_period: the longest.
       weight_dtype: `int8`, or None for the model's own.
       cache_dtype: of keys and values, likewise.
+
+    Raises:
+      UserError: a dtype is another.
     """
 
     prompt_length: int
@@ -181,6 +186,11 @@ class SamplerConfig:
     stop_period: int = 32
     weight_dtype: str | None = None
     cache_dtype: str | None = None
+
+    def __post_init__(self):
+        for name in ("weight_dtype", "cache_dtype"):
+            if (dtype := getattr(self, name)) not in (None, "int8"):
+                raise UserError(f"synthesize.{name} = {dtype!r}: expected 'int8' or None")
 
     @property
     def read_length(self) -> int:

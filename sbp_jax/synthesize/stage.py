@@ -141,9 +141,6 @@ def synthesize(
     ):
         if value is not None and value < 1:
             raise UserError(f"synthesize.{name} = {value}: expected at least 1")
-    for name, dtype in (("weight_dtype", weight_dtype), ("cache_dtype", cache_dtype)):
-        if dtype not in (None, "int8"):
-            raise UserError(f"synthesize.{name} = {dtype!r}: expected 'int8' or None")
     if not 0 <= min_length <= max_length:
         raise UserError(
             f"synthesize.min_length = {min_length}: expected from 0 to max_length = {max_length}"
@@ -183,6 +180,24 @@ def synthesize(
             f"{paths['vocab']} has {vocabulary.size} pieces, the synthesizer "
             f"{paths['checkpoint']} was trained with {model.vocab_size}: name its vocabulary"
         )
+    config = SamplerConfig(
+        prompt_length=seed_length + 2,
+        max_length=max_length,
+        temperature=temperature,
+        top_p=top_p,
+        eos=vocabulary.eos,
+        never=vocabulary.never,
+        slots=slots,
+        prefill_rows=min(prefill_rows, slots),
+        block=block,
+        chunk=chunk,
+        top_k=top_k,
+        min_length=min_length,
+        stop_repeats=stop_repeats,
+        stop_period=stop_period,
+        weight_dtype=weight_dtype,
+        cache_dtype=cache_dtype,
+    )
     excluded = excluded_texts.find(
         run,
         filter.exclude,
@@ -250,24 +265,7 @@ def synthesize(
     sampler = Sampler(
         model,
         parameters,
-        SamplerConfig(
-            prompt_length=seed_length + 2,
-            max_length=max_length,
-            temperature=temperature,
-            top_p=top_p,
-            eos=vocabulary.eos,
-            never=vocabulary.never,
-            slots=slots,
-            prefill_rows=min(prefill_rows, slots),
-            block=block,
-            chunk=chunk,
-            top_k=top_k,
-            min_length=min_length,
-            stop_repeats=stop_repeats,
-            stop_period=stop_period,
-            weight_dtype=weight_dtype,
-            cache_dtype=cache_dtype,
-        ),
+        config,
         calibration=calibration,
     )
     weightless = 0 if plan.weights is None else int((plan.weights == 0).sum())

@@ -11,13 +11,13 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 
 def language(text: str) -> str:
-    """The most probable language's code of ISO 639-1; of a text of few words, a guess."""
+    """The most probable language's code of ISO 639; of a text of few words, a guess."""
     return _identifier().classify(text)[0]
 
 
 def known() -> list[str]:
-    """The codes that may be found, in order."""
-    return sorted(_identifier().labels)
+    """The codes that may be found."""
+    return list(_identifier().labels)
 
 
 @functools.cache
