@@ -52,6 +52,7 @@ STAGES = {
     "report": "sbp_jax.report.stage:report",
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
+    "experiment": "sbp_jax.experiment.stage:experiment",
     "show": "sbp_jax.show.stage:show",
     "import-hf": "sbp_jax.exchange:import_hf",
     "export-hf": "sbp_jax.exchange:export_hf",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import jax
@@ -164,12 +164,30 @@ class ActivationEmbedder:
             layer=self.layer,
         )
 
+        return self.centred(
+            runner, vocabulary.bos, lambda texts: _encode(vocabulary, texts), texts
+        )
+
+    def centred(
+        self,
+        runner: Callable[[Sequence[np.ndarray]], Embedded],
+        bos: int,
+        encode: Callable[[Sequence[str]], Iterable[list[int]]],
+        texts: Sequence[str],
+    ) -> Embed:
+        """The function that embeds, for a model in memory.
+
+        Args:
+          runner: as `make_runner` gives it.
+          bos: stands before each text.
+          encode: texts to their tokens.
+          texts: of which `center_documents` give the mean that is taken off.
+        """
+
         def activations(texts: Sequence[str]) -> tuple[Embedded, np.ndarray]:
             tokens = [
-                np.array(
-                    [vocabulary.bos, *ids][: self.max_length] if text.strip() else [], np.int32
-                )
-                for text, ids in zip(texts, _encode(vocabulary, texts), strict=True)
+                np.array([bos, *ids][: self.max_length] if text.strip() else [], np.int32)
+                for text, ids in zip(texts, encode(texts), strict=True)
             ]
             return runner(tokens), np.array([len(t) > 0 for t in tokens], bool)
 

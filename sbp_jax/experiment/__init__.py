@@ -1,0 +1,1 @@
+"""Controlled experiments: arms, controls and sweeps, trained alike in one process."""

@@ -1,0 +1,350 @@
+"""The stage `sbp experiment`: arms, controls and sweeps, tuned alike and trained over seeds.
+
+First every arm's settings are chosen on a seed of their own, over one grid, by development loss,
+and every synthesizer's over another. Then each arm is trained with its own on all other seeds, and
+only these are reported. Nothing is chosen by held-out documents.
+
+`result.json` says what came out, and is the same to the last bit when the same seeds are run again
+on the same machine; how long it took stands in the manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+from absl import logging
+
+from sbp_jax import artifacts
+from sbp_jax.errors import UserError
+from sbp_jax.experiment import checks, statistics
+from sbp_jax.experiment.design import Design, Sweep
+from sbp_jax.experiment.fitting import Settings
+from sbp_jax.experiment.memory import Memory
+from sbp_jax.experiment.study import (
+    ARMS,
+    CONTROLS,
+    FURTHER,
+    SYNTHESIZERS,
+    Choices,
+    Study,
+    SynthesizerSettings,
+)
+from sbp_jax.model.compute import ComputeConfig
+from sbp_jax.model.decoder import parameter_count
+from sbp_jax.parallel.mesh import MeshConfig, make_layout
+from sbp_jax.settings import configurable
+from sbp_jax.train.optimizer import OptimizerConfig
+
+RESULT = "result.json"
+MEMORY = "memory"
+
+
+@configurable
+def experiment(
+    run: artifacts.Run,
+    *,
+    question: str = gin.REQUIRED,
+    criterion: str = gin.REQUIRED,
+    corpus: Any = gin.REQUIRED,
+    design: Design = gin.REQUIRED,
+    optimizer: OptimizerConfig = gin.REQUIRED,
+    grid: Mapping[str, Sequence[float]] = gin.REQUIRED,
+    synthesizer_grid: Mapping[str, Sequence[float]] = gin.REQUIRED,
+    arms: Sequence[str] = ARMS,
+    controls: Sequence[str] = (),
+    sweeps: Sequence[Any] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    tuning_seed: int = 1000,
+    evaluations: int = 20,
+    mesh: MeshConfig | None = None,
+    compute: ComputeConfig | None = None,
+) -> None:
+    """Leaves `result.json`: held-out losses of all arms over seeds, and what they say.
+
+    Args:
+      run: names the artefact.
+      question: that the experiment answers.
+      criterion: what counts as an answer, written down before the seeds are run.
+      corpus: `ConceptCorpus` or `TextCorpus`.
+      design: what the arms have in common.
+      optimizer: what the grid does not say of it.
+      grid: values of the fields of `Settings`; every arm is trained with every combination.
+      synthesizer_grid: likewise for synthesizers, with `start`: at which share of its training the
+        base model is taken.
+      arms: of `study.ARMS` and `study.FURTHER`; `repetition` is always among them.
+      controls: of `study.CONTROLS`.
+      sweeps: `Sweep`s.
+      seeds: that are reported.
+      tuning_seed: on which settings are chosen; none of them.
+      evaluations: of the development loss in each training.
+      mesh: how parameters and batch are laid over the devices.
+      compute: how a step is computed.
+
+    Raises:
+      UserError: an argument is out of range.
+    """
+    known = (*ARMS, *FURTHER, *CONTROLS)
+    if "repetition" not in arms or (unknown := set((*arms, *controls)) - set(known)):
+        raise UserError(
+            f"experiment.arms = {list(arms)}, controls = {list(controls)}: expected `repetition` "
+            f"and some of {list(known)}"
+        )
+    del unknown
+    if not seeds or len(set(seeds)) < len(seeds) or tuning_seed in seeds:
+        raise UserError(
+            f"experiment.seeds = {list(seeds)}: expected different ones, and not tuning_seed = "
+            f"{tuning_seed}"
+        )
+    settings, of_synthesizers = _combinations(grid), _of_synthesizers(synthesizer_grid)
+    inputs = {role: run.path(name) for role, name in corpus.inputs.items()}
+    stage = artifacts.begin(
+        run,
+        "experiment",
+        config={
+            "corpus": {type(corpus).__name__: corpus},
+            "design": design,
+            "embedder": type(design.embedder).__name__,
+            "optimizer": optimizer,
+            "grid": grid,
+            "synthesizer_grid": synthesizer_grid,
+            "arms": arms,
+            "controls": controls,
+            "sweeps": sweeps,
+            "seeds": seeds,
+            "tuning_seed": tuning_seed,
+            "evaluations": evaluations,
+        },
+        inputs=inputs,
+        code=(
+            "sbp_jax.experiment",
+            "sbp_jax.data.concept_world",
+            "sbp_jax.data.rows",
+            "sbp_jax.model",
+            "sbp_jax.train",
+            "sbp_jax.pair",
+            "sbp_jax.synthesize.sampler",
+            "sbp_jax.synthesize.schedule",
+        ),
+        resumable=True,
+    )
+    if stage.finished:
+        return
+    layout = make_layout(mesh or MeshConfig())
+    memory = Memory(stage.work / MEMORY)
+
+    def study(seed: int, design: Design = design) -> Study:
+        return Study(
+            run,
+            corpus,
+            design,
+            optimizer,
+            seed,
+            layout,
+            compute or ComputeConfig(),
+            evaluations,
+            memory,
+        )
+
+    names = [*arms, *controls]
+    tuned = tune(study(tuning_seed), names, settings, of_synthesizers)
+    studies = [study(seed) for seed in seeds]
+    losses = {name: _losses(studies, name, tuned) for name in names}
+    swept = {}
+    for sweep in sweeps:
+        assert isinstance(sweep, Sweep)
+        swept[sweep.name] = _sweep(sweep, study, seeds, tuning_seed, tuned, grid, of_synthesizers)
+    result = {
+        "question": question,
+        "criterion": criterion,
+        "seeds": list(seeds),
+        "tuning_seed": tuning_seed,
+        "config_hash": stage.manifest.identity,
+        "parameters": parameter_count(studies[0].design.model),
+        "train_tokens": studies[0].tokens,
+        "unique_tokens": studies[0].real.source.tokens,
+        "documents": studies[0].real.source.documents,
+        "passes": design.passes,
+        "synthetic_share": design.share,
+        "heldout_tokens": [one.heldout.source.tokens for one in studies],
+        "bayes_loss": [one.splits.bayes_loss for one in studies],
+        **summary(losses, controls),
+        "tuning": _of_tuning(study(tuning_seed), names, tuned, settings),
+        "synthesizers": {
+            kind: [checks.synthesizer(one, kind, tuned) for one in studies]
+            for kind in tuned.synthesizers
+        },
+        "corpora": {
+            name: [checks.corpus(one, name, tuned) for one in studies]
+            for name in names
+            if name in (*SYNTHESIZERS, "unconditional", "ideal")
+        },
+        "pairs": [one.pairing(tuned).statistics for one in studies] if tuned.synthesizers else [],
+        "sweeps": swept,
+    }
+    if "sbp" in names:
+        result["leakage"] = [checks.leakage(one, "sbp", tuned) for one in studies]
+        result["cost"] = [one.charge(tuned) for one in studies]
+    artifacts.write_atomic(stage.work / RESULT, json.dumps(result, indent=1, sort_keys=True))
+    share = result.get("oracle_gain_recovered")
+    logging.info("%s: share of the oracle's gain recovered: %s", run.scope, share)
+    stage.commit({"seeds": len(seeds), "arms": len(names), "oracle_gain_recovered": share})
+
+
+def tune(
+    study: Study,
+    names: Sequence[str],
+    settings: Sequence[Settings],
+    of_synthesizers: Sequence[SynthesizerSettings],
+) -> Choices:
+    """Chooses every arm's settings by its least development loss, and every synthesizer's.
+
+    Those of `repetition` come first, since the base model is made with them, then those of the
+    synthesizers, since arms read what they write.
+    """
+    choices = Choices()
+
+    def choose(name: str) -> None:
+        choices.arms[name] = min(settings, key=lambda s: study.arm(name, choices, s).dev_loss)
+        logging.info("%s: %s", name, choices.arms[name])
+
+    def choose_synthesizer(kind: str) -> None:
+        # One from scratch has no start, so its settings differ in the others alone.
+        own = of_synthesizers
+        if kind in ("scratch", "second"):
+            own = list(dict.fromkeys(one._replace(start=0.0) for one in own))
+        choices.synthesizers[kind] = min(
+            own, key=lambda s: study.synthesizer(kind, choices, s).dev_loss
+        )
+        logging.info("synthesizer %s: %s", kind, choices.synthesizers[kind])
+
+    choose("repetition")
+    for kind in ("related", "random", "scratch"):
+        if any(SYNTHESIZERS.get(name) == kind for name in (*names, *_base_of(names))):
+            choose_synthesizer(kind)
+    for name in names:
+        if name == "repetition_charged":
+            choices.arms[name] = choices.arms["repetition"]
+        elif name not in ("repetition", "second_round"):
+            choose(name)
+    if "second_round" in names:
+        choose_synthesizer("second")
+        choose("second_round")
+    if "repetition_charged" in names:
+        choose("repetition_charged")
+    return choices
+
+
+def _base_of(names: Sequence[str]) -> list[str]:
+    """Arms on which others hang."""
+    return ["sbp"] if {"second_round", "repetition_charged"} & set(names) else []
+
+
+def summary(losses: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
+    """Arms and controls with their gains, and what share of the oracle's gain SBP recovered.
+
+    Args:
+      losses: by arm, `by_seed` the held-out losses.
+      controls: which of them are controls.
+    """
+    by_seed = {name: arm["by_seed"] for name, arm in losses.items()}
+    found: dict[str, Any] = {"arms": {}, "controls": {}}
+    for name, arm in losses.items():
+        one = {**arm, "heldout_loss": statistics.mean_and_interval(by_seed[name])}
+        if name != "repetition":
+            one["lead_over_repetition"] = statistics.lead(by_seed[name], by_seed["repetition"])
+        if "oracle" in by_seed:
+            one["oracle_gain_recovered"] = statistics.gain_recovered(
+                by_seed["repetition"], by_seed[name], by_seed["oracle"]
+            )
+        if "sbp" in by_seed and name not in ("sbp", "oracle"):
+            one["sbp_lead"] = statistics.lead(by_seed["sbp"], by_seed[name])
+        found["controls" if name in controls else "arms"][name] = one
+    if {"sbp", "oracle"} <= set(by_seed):
+        found["oracle_gain_recovered"] = found["arms"]["sbp"]["oracle_gain_recovered"]
+    return found
+
+
+def _losses(studies: Sequence[Study], name: str, choices: Choices) -> dict[str, Any]:
+    fits = [one.arm(name, choices) for one in studies]
+    return {
+        "by_seed": [fit.losses["heldout"] for fit in fits],
+        "dev_by_seed": [fit.dev_loss for fit in fits],
+        "train_by_seed": [fit.losses["train"] for fit in fits],
+        "step_by_seed": [fit.step for fit in fits],
+        "steps": studies[0].steps if name != "repetition_charged" else None,
+        "curves": [fit.curve for fit in fits],
+        "passes": [fit.passes for fit in fits],
+        "settings": dataclasses.asdict(choices.arms[name]),
+    }
+
+
+def _of_tuning(
+    study: Study, names: Sequence[str], choices: Choices, settings: Sequence[Settings]
+) -> dict[str, list[dict[str, Any]]]:
+    """Development losses of all settings that were tried for each arm."""
+    return {
+        name: [
+            {**dataclasses.asdict(one), "dev_loss": study.arm(name, choices, one).dev_loss}
+            for one in settings
+        ]
+        for name in names
+    }
+
+
+def _sweep(
+    sweep: Sweep,
+    study: Any,
+    seeds: Sequence[int],
+    tuning_seed: int,
+    tuned: Choices,
+    grid: Mapping[str, Sequence[float]],
+    of_synthesizers: Sequence[SynthesizerSettings],
+) -> list[dict[str, Any]]:
+    """The arms of a sweep for each of its changes."""
+    found = []
+    names = list(dict.fromkeys(["repetition", *sweep.arms]))
+    for changes in sweep.changes:
+        changed = study(tuning_seed).design.changed(changes)
+        choices = tuned
+        if sweep.retune:
+            choices = tune(study(tuning_seed, changed), names, _combinations(grid), of_synthesizers)
+        studies = [study(seed, changed) for seed in seeds]
+        trained = names if sweep.retune else list(sweep.arms)
+        losses = {name: _losses(studies, name, choices) for name in trained}
+        for one in losses.values():
+            one["heldout_loss"] = statistics.mean_and_interval(one["by_seed"])
+            del one["curves"]
+        found.append({"changes": artifacts.plain(changes), "arms": losses})
+    return found
+
+
+def _combinations(grid: Mapping[str, Sequence[float]]) -> list[Settings]:
+    """All settings of a grid.
+
+    Raises:
+      UserError: a field is unknown or missing.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    if "learning_rate" not in grid or set(grid) - set(known):
+        raise UserError(
+            f"experiment.grid = {dict(grid)}: expected lists of values of `learning_rate` and any "
+            f"of {known[1:]}"
+        )
+    return [
+        Settings(**dict(zip(grid, values, strict=True)))
+        for values in itertools.product(*grid.values())
+    ]
+
+
+def _of_synthesizers(grid: Mapping[str, Sequence[float]]) -> list[SynthesizerSettings]:
+    rest = {name: values for name, values in grid.items() if name != "start"}
+    return [
+        SynthesizerSettings(start, settings)
+        for start in grid.get("start", (1.0,))
+        for settings in _combinations(rest)
+    ]
