@@ -18,6 +18,7 @@ FLOORS = [
     {"data", "checkpoints"},
     {"train", "pair", "synthesize", "exchange"},
     {"evaluate", "report", "plan", "show"},
+    {"experiment"},
     {"bootstrap"},
     {"cli"},
 ]
@@ -42,6 +43,7 @@ def test_no_tensorflow_where_models_are_trained_and_sampled():
         *("sbp_jax.synthesize.sampler", "sbp_jax.synthesize.stage"),
         *("sbp_jax.synthesize.export", "sbp_jax.evaluate.corpus_report"),
         *("sbp_jax.evaluate.stage", "sbp_jax.evaluate.conditioning", "sbp_jax.pair.embed"),
+        "sbp_jax.experiment.stage",
         "sbp_jax.cli",
     ]
     code = BLOCKED % ", ".join(modules)

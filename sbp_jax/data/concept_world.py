@@ -199,6 +199,47 @@ class ConceptWorld:
         return " ".join(word(token) for token in tokens)
 
 
+@configurable
+@dataclasses.dataclass(frozen=True)
+class ConceptDocuments:
+    """The splits of a corpus from a concept world.
+
+    Attributes:
+      world: its shape.
+      documents_per_concept: D_pretrain has so many of each concept, and is otherwise drawn from
+        P(d|c); None for concepts from P(c), of which many then have hardly a document.
+      train_documents: of D_pretrain, where that is None.
+      dev_documents: from P(d).
+      heldout_documents: likewise.
+    """
+
+    world: ConceptWorld
+    documents_per_concept: int | None = None
+    train_documents: int = 2500
+    dev_documents: int = 500
+    heldout_documents: int = 2000
+
+    def train(self) -> list[WorldDocument]:
+        """D_pretrain."""
+        if self.documents_per_concept is None:
+            return list(self.world.documents(0, self.train_documents))
+        concepts = np.repeat(np.arange(self.world.concepts), self.documents_per_concept)
+        mixed = np.random.default_rng([self.world.seed, 4]).permutation(concepts)
+        return list(self.world.restatements(mixed.tolist(), 0))
+
+    def dev(self) -> list[WorldDocument]:
+        """What settings are chosen by."""
+        return list(self.world.documents(1, self.dev_documents))
+
+    def heldout(self) -> list[WorldDocument]:
+        """What losses are reported of."""
+        return list(self.world.documents(2, self.heldout_documents))
+
+    def oracle(self, count: int) -> list[WorldDocument]:
+        """As many different documents as are wanted."""
+        return list(self.world.documents(3, count))
+
+
 @functools.cache
 def word(token: int) -> str:
     """A made-up word for a token: two syllables or more, no two alike."""

@@ -57,9 +57,7 @@ def copies_new_facts(study: Study, world: ConceptWorld, parameters: Any) -> floa
         concept = int(rng.integers(world.concepts))
         seeds.append((concept, world.write(concept, rng, facts[concept]).tokens))
     s = study.splits
-    prompts = [
-        prompt(tokens, study.design.seed_length, s.bos, s.eos) for _, tokens in seeds
-    ]
+    prompts = [prompt(tokens, study.design.seed_length, s.bos, s.eos) for _, tokens in seeds]
     ids = [f"probe-{number}" for number in range(len(prompts))]
     keys = document_keys(study.seed, ids, [0] * len(ids))
     right = stated = 0

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
+from typing import NamedTuple, Protocol
 
 from sbp_jax import artifacts
 from sbp_jax.data import concept_world, vocabularies
-from sbp_jax.data.concept_world import ConceptWorld, WorldDocument
+from sbp_jax.data.concept_world import ConceptDocuments, ConceptWorld, WorldDocument
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
 from sbp_jax.settings import configurable
@@ -81,19 +79,10 @@ class ConceptCorpus:
     """Documents of a concept world. Each seed has a world of its own, with other facts and genres.
 
     Attributes:
-      world: its shape.
-      documents_per_concept: D_pretrain has so many of each concept, and is otherwise drawn from
-        P(d|c); None for concepts from P(c), of which many then have hardly a document.
-      train_documents: of D_pretrain, where that is None.
-      dev_documents: from P(d).
-      heldout_documents: likewise.
+      documents: of the world of seed 0, and how many of them.
     """
 
-    world: ConceptWorld
-    documents_per_concept: int | None = None
-    train_documents: int = 2500
-    dev_documents: int = 1000
-    heldout_documents: int = 2000
+    documents: ConceptDocuments
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -101,15 +90,9 @@ class ConceptCorpus:
 
     def splits(self, run: artifacts.Run, seed: int) -> Splits:
         del run
-        world = dataclasses.replace(self.world, seed=self.world.seed + seed)
-        if self.documents_per_concept is None:
-            train = list(world.documents(0, self.train_documents))
-        else:
-            concepts = np.repeat(np.arange(world.concepts), self.documents_per_concept)
-            mixed = np.random.default_rng([world.seed, 4]).permutation(concepts).tolist()
-            train = list(world.restatements(mixed, 0))
-        dev = list(world.documents(1, self.dev_documents))
-        heldout = list(world.documents(2, self.heldout_documents))
+        world = dataclasses.replace(self.documents.world, seed=self.documents.world.seed + seed)
+        documents = dataclasses.replace(self.documents, world=world)
+        train = documents.train()
 
         def texts(name: str, documents: Sequence[WorldDocument]) -> list[Text]:
             return [
@@ -119,9 +102,9 @@ class ConceptCorpus:
 
         return Splits(
             train=texts("train", train),
-            dev=texts("dev", dev),
-            heldout=texts("heldout", heldout),
-            oracle=lambda count: texts("oracle", list(world.documents(3, count))),
+            dev=texts("dev", documents.dev()),
+            heldout=texts("heldout", documents.heldout()),
+            oracle=lambda count: texts("oracle", documents.oracle(count)),
             vocab_size=world.vocab_size,
             bos=concept_world.BOS,
             eos=concept_world.EOS,
@@ -183,4 +166,3 @@ class TextCorpus:
             never=vocabulary.never,
             decode=vocabulary.decode,
         )
-

@@ -35,7 +35,7 @@ from sbp_jax.train.step import (
     make_train_step,
 )
 
-EVALUATION_ROWS = 64  # of a batch; sums of losses do not depend on it
+EVALUATION_ROWS = 64  # of a batch, or some more where the mesh asks for it
 
 
 @configurable
@@ -240,9 +240,10 @@ class Trainer:
     def _loss(self, evaluate: Any, parameters: Any, rows: Rows) -> float:
         total = weight = 0.0
         sharding = self.layout.sharding("batch")
-        for start in range(0, rows.source.rows, EVALUATION_ROWS):
-            batch = Row(*(x[start : start + EVALUATION_ROWS] for x in rows.rows))
-            padding = EVALUATION_ROWS - len(batch.inputs)
+        count = -(-EVALUATION_ROWS // self.layout.batch_shards) * self.layout.batch_shards
+        for start in range(0, rows.source.rows, count):
+            batch = Row(*(x[start : start + count] for x in rows.rows))
+            padding = count - len(batch.inputs)
             batch = Row(*(np.pad(x, ((0, padding), (0, 0))) for x in batch))
             sums = evaluate(parameters, Row(*(jax.device_put(x, sharding) for x in batch)))
             total, weight = total + float(sums.loss), weight + float(sums.weight)

@@ -51,7 +51,7 @@ def _packed(fit: Fit) -> bytes:
     told = {name: value for name, value in vars(fit).items() if name not in ("parameters", "kept")}
     arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]  # any name is an array
     return buffer.getvalue()
 
 

@@ -78,9 +78,7 @@ def find_pairs(
     return Pairing(train, dev, statistics)
 
 
-def _embed(
-    run: artifacts.Run, splits: Splits, design: Design, base: Any, layout: Layout
-) -> Embed:
+def _embed(run: artifacts.Run, splits: Splits, design: Design, base: Any, layout: Layout) -> Embed:
     texts = [text.text for text in splits.train]
     embedder = design.embedder
     if not isinstance(embedder, ActivationEmbedder):

@@ -17,9 +17,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
+import jax
 from absl import logging
 
 from sbp_jax import artifacts
+from sbp_jax.data import loader
 from sbp_jax.errors import UserError
 from sbp_jax.experiment import checks, statistics
 from sbp_jax.experiment.design import Design, Sweep
@@ -36,6 +38,7 @@ from sbp_jax.experiment.study import (
 )
 from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import parameter_count
+from sbp_jax.parallel import processes
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.settings import configurable
 from sbp_jax.train.optimizer import OptimizerConfig
@@ -89,18 +92,22 @@ def experiment(
       UserError: an argument is out of range.
     """
     known = (*ARMS, *FURTHER, *CONTROLS)
-    if "repetition" not in arms or (unknown := set((*arms, *controls)) - set(known)):
+    if "repetition" not in arms or not {*arms, *controls} <= set(known):
         raise UserError(
             f"experiment.arms = {list(arms)}, controls = {list(controls)}: expected `repetition` "
             f"and some of {list(known)}"
         )
-    del unknown
     if not seeds or len(set(seeds)) < len(seeds) or tuning_seed in seeds:
         raise UserError(
             f"experiment.seeds = {list(seeds)}: expected different ones, and not tuning_seed = "
             f"{tuning_seed}"
         )
     settings, of_synthesizers = _combinations(grid), _of_synthesizers(synthesizer_grid)
+    layout = make_layout(mesh or MeshConfig())
+    for rows in (design.batch_size, design.tune_batch_size):
+        loader.check_batch(rows, layout.batch_shards)
+    if jax.default_backend() == "cpu":
+        processes.reuse_freed_memory()
     inputs = {role: run.path(name) for role, name in corpus.inputs.items()}
     stage = artifacts.begin(
         run,
@@ -134,7 +141,6 @@ def experiment(
     )
     if stage.finished:
         return
-    layout = make_layout(mesh or MeshConfig())
     memory = Memory(stage.work / MEMORY)
 
     def study(seed: int, design: Design = design) -> Study:

@@ -276,7 +276,8 @@ class Study:
                 raise UserError("experiment: the arm `ideal` is of a concept world: leave it out")
             about = [self.splits.about[seed] for seed, _ in drawn]
             written = [
-                ("stop", document.tokens) for document in world.restatements(about, 1 + indices.start)
+                ("stop", document.tokens)
+                for document in world.restatements(about, 1 + indices.start)
             ]
         else:
             seeds = self._seeds(name)
@@ -476,9 +477,7 @@ class Study:
         """Documents in rows; real ones may be read again."""
         s, length = self.splits, self.design.row_length
         pieces = (
-            part
-            for one in tokens
-            for part in split(document_piece(one, s.bos, s.eos), length)
+            part for one in tokens for part in split(document_piece(one, s.bos, s.eos), length)
         )
         synthetic = name not in ("real", "dev", "heldout", "oracle")
         return pack_rows(name, pieces, length, s.vocab_size, synthetic=synthetic)

@@ -164,9 +164,7 @@ class ActivationEmbedder:
             layer=self.layer,
         )
 
-        return self.centred(
-            runner, vocabulary.bos, lambda texts: _encode(vocabulary, texts), texts
-        )
+        return self.centred(runner, vocabulary.bos, lambda texts: _encode(vocabulary, texts), texts)
 
     def centred(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pathlib
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -15,6 +17,8 @@ from sbp_jax.errors import UserError
 
 # A missing host makes the others wait; past this many seconds they say so and stop.
 START_TIMEOUT_SECONDS = 300
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_compiled_programs() -> None:
@@ -23,6 +27,19 @@ def keep_compiled_programs() -> None:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         directory = pathlib.Path(base) / "sbp_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def reuse_freed_memory() -> None:
+    """Tells glibc to keep freed memory for what is asked for next; does nothing without glibc.
+
+    On a CPU a training step takes and frees the same tens of megabytes each time. By default they
+    go back to the system, which clears every page before it gives it out again: a quarter to a
+    third of a small model's step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def make_cpu_devices(count: int) -> None:

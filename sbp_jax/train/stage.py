@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import gin
+import jax
 from absl import logging
 
 from sbp_jax import artifacts
@@ -100,6 +101,8 @@ def train(
     inputs |= {"dev_rows": run.path(dev_rows)} if dev_rows else {}
     inputs |= {"start_from": run.path(start_from)} if start_from else {}
     layout = make_layout(mesh or MeshConfig())
+    if jax.default_backend() == "cpu":
+        processes.reuse_freed_memory()
     loader.check_batch(batch_size, layout.batch_shards, accumulation_steps)
     artefacts = {name: open_rows(run.path(name)) for name in shares}
     mixed = mixture.plan(artefacts, shares, steps, batch_size, later)

@@ -1,0 +1,303 @@
+"""A whole experiment on a little world: what arms read, what is chosen, that it can be redone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from sbp_jax import artifacts
+from sbp_jax.data.concept_world import ConceptDocuments, ConceptWorld
+from sbp_jax.errors import UserError
+from sbp_jax.experiment import checks, stage, statistics
+from sbp_jax.experiment.corpora import ConceptCorpus
+from sbp_jax.experiment.design import Design, Sweep
+from sbp_jax.experiment.fitting import Settings
+from sbp_jax.experiment.memory import Memory
+from sbp_jax.experiment.study import ARMS, CONTROLS, FURTHER, Choices, Study, SynthesizerSettings
+from sbp_jax.model.compute import ComputeConfig
+from sbp_jax.model.decoder import DecoderConfig
+from sbp_jax.pair.embedders import ActivationEmbedder, TfidfEmbedder
+from sbp_jax.parallel.mesh import MeshConfig, make_layout
+from sbp_jax.train.optimizer import OptimizerConfig
+
+WORLD = ConceptWorld(concepts=20, attributes=3, values=4, genres=3, phrasings=2, recap=1)
+CORPUS = ConceptCorpus(
+    ConceptDocuments(WORLD, documents_per_concept=3, dev_documents=20, heldout_documents=24)
+)
+LENGTH = WORLD.length + 1
+DESIGN = Design(
+    model=DecoderConfig(
+        vocab_size=1,
+        width=16,
+        layers=2,
+        heads=1,
+        kv_heads=1,
+        head_size=16,
+        hidden=32,
+        dtype="float32",
+    ),
+    row_length=4 * LENGTH,
+    batch_size=8,
+    passes=16.0,
+    share=0.25,
+    pair_length=2 * LENGTH + 2,
+    seed_length=WORLD.length,
+    target_length=LENGTH,
+    tune_steps=6,
+    tune_batch_size=8,
+    embedder=TfidfEmbedder(max_document_frequency=0.1, dimensions=32),
+    alpha=0.5,
+    neighbours=10,
+    near_duplicates=None,
+    slots=16,
+)
+GRID = {"learning_rate": [1e-2], "dropout": [0.0, 0.5]}
+SYNTHESIZER_GRID = {"start": [0.5, 1.0], "learning_rate": [1e-2]}
+SETTINGS = Settings(1e-2)
+CHOICES = Choices(
+    dict.fromkeys((*ARMS, *CONTROLS, *FURTHER), SETTINGS),
+    {
+        kind: SynthesizerSettings(1.0, SETTINGS)
+        for kind in ("related", "random", "scratch", "second")
+    },
+)
+OPTIMIZER = OptimizerConfig(learning_rate=1.0)
+
+
+def run_in(directory) -> artifacts.Run:
+    return artifacts.Run(epath.Path(directory), "experiment")
+
+
+def study_in(directory, seed=0, **changes) -> Study:
+    return Study(
+        run_in(directory),
+        CORPUS,
+        dataclasses.replace(DESIGN, **changes),
+        OPTIMIZER,
+        seed,
+        make_layout(MeshConfig(), jax.devices()[:1]),
+        ComputeConfig(scan_layers=False),
+        4,
+        Memory(epath.Path(directory) / "memory"),
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    return study_in(tmp_path_factory.mktemp("study"))
+
+
+def experiment(directory, **changes) -> dict:
+    arguments = {
+        "question": "Does it work?",
+        "criterion": "It works.",
+        "corpus": CORPUS,
+        "design": DESIGN,
+        "optimizer": OPTIMIZER,
+        "grid": GRID,
+        "synthesizer_grid": SYNTHESIZER_GRID,
+        "sweeps": [Sweep("share", [{"share": 0.5}])],
+        "seeds": [0, 1],
+        "evaluations": 2,
+        "mesh": MeshConfig(),
+        "compute": ComputeConfig(scan_layers=False),
+        **changes,
+    }
+    stage.experiment(run_in(directory), **arguments)
+    return json.loads((directory / "experiment" / stage.RESULT).read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("experiment")
+    return directory, experiment(directory)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    """What is trained here is too small for eight devices, each program of which takes longer."""
+    one = functools.partial(make_layout, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "make_layout", one)
+        yield
+
+
+@pytest.mark.parametrize("name", [*ARMS, *CONTROLS, *FURTHER])
+def test_arms_read_equally_many_rows_and_no_synthetic_one_twice(study, name):
+    fit = study.arm(name, CHOICES)
+    real = fit.passes.pop("real", 0.0)
+    assert all(passes <= 1 for passes in fit.passes.values())
+    assert np.isfinite(fit.losses["heldout"])
+    if name == "oracle":
+        assert not real
+    elif name == "repetition_charged":
+        assert real > 16
+    else:
+        share = 0 if name == "repetition" else DESIGN.share
+        assert real == pytest.approx(16 * (1 - share), abs=0.3)
+
+
+def test_arms_of_a_seed_start_from_the_same_parameters(study):
+    def first_loss(name):
+        return study.trainer.fit(
+            study.sources(name, CHOICES), 1, Settings(1e-9), 0, study.dev, {}
+        ).dev_loss
+
+    assert first_loss("repetition") == pytest.approx(first_loss("oracle"), abs=1e-6)
+
+
+def test_a_synthetic_document_is_what_its_lineage_gives_again(study):
+    written = study.corpus("sbp", CHOICES)
+    seeds = {text.id: text.tokens for text in study.splits.train}
+    assert len({one.id for one in written}) == len(written)
+    one = written[5]
+    prompt = [study.splits.bos, *seeds[one.seed_id], study.splits.eos]
+    key = np.frombuffer(bytes.fromhex(one.key), ">u4").astype(np.uint32)
+    parameters = study.synthesizer("related", CHOICES).parameters
+    assert study.sample(parameters, [prompt], key[None]) == [(one.finish_reason, one.tokens)]
+
+
+def test_pairs_are_of_one_concept_far_more_often_than_chance(study):
+    pairing = study.pairing(CHOICES)
+    about = study.splits.about
+    same = np.mean([about[seed] == about[target] for seed, target in pairing.train])
+    assert same > 0.5
+    assert all(seed != target for seed, target in pairing.train)
+
+
+def test_the_base_models_own_activations_find_pairs(tmp_path):
+    own = study_in(tmp_path, embedder=ActivationEmbedder(), alpha=0.0)
+    assert len(own.pairing(CHOICES).train) > 20
+
+
+def test_random_pairs_have_the_targets_of_the_related_ones(study, monkeypatch):
+    seen = {}
+
+    def watch(name, pairs, targets):
+        seen.setdefault(name, pairs)
+        return original(name, pairs, targets)
+
+    original = study._pair_rows
+    monkeypatch.setattr(study, "_pair_rows", watch)
+    study._tune("random", CHOICES, CHOICES.synthesizers["random"])
+    related = study.pairing(CHOICES).train
+    assert [target for _, target in seen["pairs"]] == [target for _, target in related]
+    assert seen["pairs"] != related
+
+
+def test_shuffled_seeds_keep_lengths_and_tokens_of_all(study):
+    plain, dealt = study._seeds("sbp"), study._seeds("shuffled_seeds")
+    assert [len(one) for one in plain] == [len(one) for one in dealt]
+    assert sorted(itertools.chain(*plain)) == sorted(itertools.chain(*dealt))
+    assert plain != dealt
+
+
+def test_augmented_rows_change_inputs_alone(study):
+    rows = study._augmented(study.real.source.rows)
+    order = np.lexsort(rows.rows.targets.T)
+    real = np.lexsort(study.real.rows.targets.T)
+    assert np.array_equal(rows.rows.targets[order], study.real.rows.targets[real])
+    inside = rows.rows.positions[order] > 0
+    changed = rows.rows.inputs[order] != study.real.rows.inputs[real]
+    assert changed[~inside].sum() == 0
+    assert 0.5 * DESIGN.augmentation < changed[inside].mean() < 1.1 * DESIGN.augmentation
+
+
+def test_a_leak_of_heldout_text_is_seen(study, monkeypatch):
+    clean = checks.leakage(study, "sbp", CHOICES)
+    assert clean["seeds_in_train"] == 1
+    assert clean["difference"]["low"] <= 0 <= clean["difference"]["high"]
+    written = study.corpus("sbp", CHOICES)
+    leaked = [
+        one._replace(tokens=text.tokens, seed_id="elsewhere")
+        for one, text in zip(written, study.splits.heldout, strict=False)
+    ]
+    monkeypatch.setattr(study, "corpus", lambda *_: leaked)
+    found = checks.leakage(study, "sbp", CHOICES)
+    assert found["difference"]["low"] > 0
+    assert found["seeds_in_train"] == 0
+
+
+def test_what_is_chosen_has_the_least_development_loss_of_all_that_was_tried(results):
+    _, result = results
+    for name, tried in result["tuning"].items():
+        best = min(tried, key=lambda one: one["dev_loss"])
+        arm = result["arms"].get(name) or result["controls"][name]
+        assert {**arm["settings"], "dev_loss": best["dev_loss"]} == best
+        assert len(tried) == 2
+    assert result["oracle_gain_recovered"] == result["arms"]["sbp"]["oracle_gain_recovered"]
+    assert len(result["sweeps"]["share"][0]["arms"]["sbp"]["by_seed"]) == 2
+    assert len(set(result["arms"]["sbp"]["by_seed"])) == 2
+
+
+def test_an_experiment_that_was_cut_off_gives_the_same_bytes(results, tmp_path, monkeypatch):
+    directory, _ = results
+    trained = []
+
+    class Cut(Exception):
+        pass
+
+    original = Study._train
+
+    def train(self, *arguments):
+        if len(trained) == 7:
+            raise Cut
+        trained.append(arguments)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Study, "_train", train)
+    with pytest.raises(Cut):
+        experiment(tmp_path)
+    monkeypatch.setattr(Study, "_train", original)
+    experiment(tmp_path)
+    ours, theirs = (d / "experiment" / stage.RESULT for d in (tmp_path, directory))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_another_design_is_refused_and_nothing_overwritten(results):
+    directory, _ = results
+    with pytest.raises(UserError, match="passes"):
+        experiment(directory, design=dataclasses.replace(DESIGN, passes=9.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"arms": ["sbp", "oracle"]}, "repetition"),
+        ({"controls": ["rephrased"]}, "rephrased"),
+        ({"seeds": [1000]}, "tuning_seed"),
+        ({"grid": {"dropout": [0.0]}}, "learning_rate"),
+        ({"grid": {"learning_rate": [1e-2], "momentum": [0.9]}}, "momentum"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, changes, named):
+    with pytest.raises(UserError, match=named):
+        experiment(tmp_path, **changes)
+
+
+def test_a_sweep_changes_the_design_and_its_model():
+    changed = DESIGN.changed({"share": 0.5, "model.width": 32})
+    assert (changed.share, changed.model.width, changed.model.layers) == (0.5, 32, 2)
+    with pytest.raises(UserError, match=r"model\.depth"):
+        DESIGN.changed({"model.depth": 3})
+
+
+def test_means_have_the_interval_of_students_t():
+    found = statistics.mean_and_interval([1.0, 2.0, 3.0])
+    # t at 97.5% with two degrees of freedom is 4.302653.
+    assert found["standard_error"] == pytest.approx(1 / 3**0.5)
+    assert found["high"] - found["mean"] == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert statistics.mean_and_interval([1.0])["low"] is None
+
+
+def test_the_share_recovered_is_of_each_seeds_own_oracle():
+    found = statistics.gain_recovered([2.0, 3.0], [1.5, 2.0], [1.0, 1.0])
+    assert found["by_seed"] == [0.5, 0.5]
+    assert statistics.gain_recovered([1.0], [0.5], [1.0])["mean"] is None
