@@ -23,6 +23,9 @@ from sbp_jax.synthesize.schedule import Request, document_keys
 
 TOGETHER = 64  # tokens between two looks at what an answer says
 PREFILL_ROWS = 4
+PROMPTS = (
+    64  # tokens, of which the longest prompt is taken for a multiple: alike tasks share programs
+)
 # In place of 0, by which logits cannot be divided: it parts those that float32 can tell apart.
 COLD = 1e-3
 
@@ -71,11 +74,12 @@ def complete(
     together = min(decoding.max_tokens, TOGETHER)
     rounds = -(-decoding.max_tokens // together)
     greedy = decoding.temperature == 0
+    longest = max(map(len, prompts)) + (rounds - 1) * together
     sampler = Sampler(
         model,
         parameters,
         SamplerConfig(
-            prompt_length=max(map(len, prompts)) + (rounds - 1) * together,
+            prompt_length=-(-longest // PROMPTS) * PROMPTS,
             max_length=together,
             temperature=COLD if greedy else decoding.temperature,
             top_k=1 if greedy else decoding.top_k,

@@ -229,5 +229,6 @@ def _scores(total: float, weight: float, sources: list[RowSource]) -> dict[str, 
         "bits_per_byte": total / (size * math.log(2)),
         "tokens": round(weight),
         "bytes": size,
-        "documents": sum(source.documents for source in sources),
+        "documents": (documents := sum(source.documents for source in sources)),
+        "nats_per_document": total / documents,
     }
