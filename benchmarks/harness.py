@@ -135,7 +135,14 @@ def write_tasks(folder: pathlib.Path, documents: list[str], questions: int) -> N
         right = number % 4
         choices.insert(right, text[at : at + rng.randrange(5, 60)])
         record = {"start": text[max(0, at - rng.randrange(20, 900)) : at], "text": text[: 3 * at]}
-        records.append({**record, "end": text[at : at + 12], "choices": choices, "right": right})
+        records.append(
+            {
+                **record,
+                "end": text[at : at + rng.choice((1, 2, 12))],
+                "choices": choices,
+                "right": right,
+            }
+        )
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
     for name, yaml in YAML.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 TEXTS = (
     "The lighthouse keeper climbed the stairs and lit the lamp before the storm came in.",
@@ -72,20 +73,19 @@ metric_list:
 }
 
 
+def record(number: int) -> dict[str, Any]:
+    """A document, with a question about it."""
+    text = TEXTS[number]
+    choices = [text[24:40], text[40:50], "no", TEXTS[number - 1][:30]]
+    return {"text": text, "question": text[:24], "choices": choices, "answer": number % 4}
+
+
 def write(folder: pathlib.Path) -> None:
     """Leaves the YAML files and their data."""
     folder.mkdir(parents=True, exist_ok=True)
     questions = folder / "questions.jsonl"
-    records = [
-        {
-            "text": text,
-            "question": text[:24],
-            "choices": [text[24:40], text[40:50], "no", TEXTS[i - 1][:30]],
-            "answer": i % 4,
-        }
-        for i, text in enumerate(TEXTS)
-    ]
-    questions.write_text("".join(json.dumps(record) + "\n" for record in records))
+    records = [record(number) for number in range(len(TEXTS))]
+    questions.write_text("".join(json.dumps(one) + "\n" for one in records))
     for version, (name, yaml) in enumerate(YAML.items(), start=1):
         more = COMMON.format(file=questions, version=f"{version}.5")
         (folder / f"{name}.yaml").write_text(yaml + more)
