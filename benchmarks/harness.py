@@ -129,7 +129,8 @@ def write_tasks(folder: pathlib.Path, documents: list[str], questions: int) -> N
     records = []
     for number in range(questions):
         text = documents[number % len(documents)]
-        at = rng.randrange(20, 900)
+        # At a space: elsewhere a token of the whole may be none of the context, nor behind it.
+        at = text.index(" ", rng.randrange(20, 900))
         others = [rng.choice(documents) for _ in range(3)]
         choices = [other[300 : 300 + rng.randrange(5, 60)] for other in others]
         right = number % 4
@@ -138,7 +139,7 @@ def write_tasks(folder: pathlib.Path, documents: list[str], questions: int) -> N
         records.append(
             {
                 **record,
-                "end": text[at : at + rng.choice((1, 2, 12))],
+                "end": text[at : at + rng.choice((2, 3, 12))],
                 "choices": choices,
                 "right": right,
             }

@@ -273,7 +273,7 @@ def test_answers_are_drawn_where_a_task_says_so(model, reference, counted):
             ("a", "b" * 41),
             "continuation 'b{40}' has 41 tokens",
         ),
-        ("loglikelihood", ("a", ""), "continuation '' has 0 tokens"),
+        ("loglikelihood", ("a", ""), "continuation '' has no token of its own"),
     ],
 )
 def test_what_cannot_be_asked_is_told_in_a_line(model, kind, arguments, message):

@@ -132,10 +132,15 @@ class HarnessModel(TemplateLM):
         self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]
     ) -> Piece:
         """A row's tokens, with loss on the continuation; too long a context is cut on the left."""
-        if not 0 < len(continuation) <= self.max_length:
-            what = repr(texts[1][:40]) if texts else "a part of a text"
+        what = repr(texts[1][:40]) if texts else "a part of a text"
+        if not continuation:
             raise UserError(
-                f"a task's continuation {what} has {len(continuation)} tokens, expected 1 to "
+                f"a task's continuation {what} has no token of its own behind its context: let it "
+                "begin where a word does, or leave out the task"
+            )
+        if len(continuation) > self.max_length:
+            raise UserError(
+                f"a task's continuation {what} has {len(continuation)} tokens, and the model reads "
                 f"{self.max_length}: set evaluate.task_length, or leave out the task"
             )
         tokens = np.asarray([*context, *continuation][-(self.max_length + 1) :], np.int32)
