@@ -98,7 +98,7 @@ def test_without_the_harness_a_line_names_the_remedy(run_directory, monkeypatch)
     monkeypatch.setattr(harness.importlib.metadata, "version", absent)
     with pytest.raises(UserError) as caught:
         scored(run_directory, "rows/of_vocab", "scores/tasks", tasks="arc_easy")
-    assert "not installed: pip install 'sbp-jax[eval]'" in caught.value.message
+    assert "not installed: pip install 'lm-eval>=0.4.13'" in caught.value.message
     assert "\n" not in caught.value.message
     assert not (run_directory / "scores/tasks.partial").exists()
 

@@ -37,7 +37,7 @@ def version() -> str:
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
             "evaluate.tasks needs lm-evaluation-harness, which is not installed: "
-            "pip install 'sbp-jax[eval]', or pip install 'lm-eval>=0.4.13'"
+            "pip install 'lm-eval>=0.4.13', or, in the project's folder, pip install -e '.[eval]'"
         ) from None
 
 
