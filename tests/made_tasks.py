@@ -73,6 +73,16 @@ metric_list:
 }
 
 
+GROUP = """\
+group: two_tasks
+task: [local_choice, local_word]
+aggregate_metric_list:
+  - metric: acc
+    weight_by_size: true
+"""
+UNSAFE = YAML["local_word"].replace("task: local_word", "task: program\nunsafe_code: true")
+
+
 def record(number: int) -> dict[str, Any]:
     """A document, with a question about it."""
     text = TEXTS[number]
@@ -89,3 +99,5 @@ def write(folder: pathlib.Path) -> None:
     for version, (name, yaml) in enumerate(YAML.items(), start=1):
         more = COMMON.format(file=questions, version=f"{version}.5")
         (folder / f"{name}.yaml").write_text(yaml + more)
+    (folder / "two_tasks.yaml").write_text(GROUP)
+    (folder / "program.yaml").write_text(UNSAFE + COMMON.format(file=questions, version=1))

@@ -417,6 +417,27 @@ def test_a_task_without_its_data_is_named(run_directory, parameters, tmp_path, l
     assert "\n" not in caught.value.message
 
 
+def test_a_group_has_its_mean_and_its_tasks_are_asked_once(scores, run_directory, monkeypatch):
+    asked = []
+    before = HarnessModel.loglikelihood
+
+    def counting(self, requests, **options):
+        asked.extend(requests)
+        return before(self, requests, **options)
+
+    monkeypatch.setattr(HarnessModel, "loglikelihood", counting)
+    found = scored(run_directory, "group", tasks="two_tasks,local_choice")["tasks"]
+    assert found.keys() == {"two_tasks", "local_choice", "local_word"}
+    assert len(asked) == 4 * 4 + 4
+    parts = [scores["tasks"][name]["metrics"]["acc"] for name in ("local_choice", "local_word")]
+    assert found["two_tasks"]["metrics"]["acc"] == pytest.approx(sum(parts) / 2)
+
+
+def test_what_a_model_writes_is_not_run(run_directory, parameters):
+    with pytest.raises(UserError, match="task program runs the programs that a model writes"):
+        scored(run_directory, "wrong", tasks="program")
+
+
 def test_tasks_alone(run_directory, parameters, monkeypatch):
     gin.clear_config()
     found = scored(run_directory, "alone", rows=None, tasks="local_text", task_length=LENGTH)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BOOTSTRAPS = 1000  # resamples of a score that has no formula for its error
 SHOWN = 3  # names near one that is unknown
+REFUSED = {"UNSAFE_CODE": "runs the programs that a model writes", "MULTIMODAL": "shows pictures"}
 
 
 def version() -> str:
@@ -90,9 +91,47 @@ def file_hashes(include_path: str | None) -> dict[str, str]:
     }
 
 
+def load(manager: TaskManager, names: Sequence[str]) -> list[Any]:
+    """The tasks and groups of these names, with their data; a task once, though in a group too.
+
+    Raises:
+      UserError: a task or its data cannot be loaded, two groups share a task, or one is about
+        pictures or runs what the model writes.
+    """
+    groups: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
+    for name in names:
+        try:
+            loaded = manager.load([name])
+        except Exception as error:  # the libraries of tasks and data sets raise anything
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"task {name} cannot be loaded ({reason}): is its data set there or the network, "
+                "and is its YAML file right?"
+            ) from error
+        found = loaded.get("groups", {})
+        if name in found:
+            groups[name] = found[name]
+        else:
+            tasks |= loaded["tasks"]
+        for one, task in loaded["tasks"].items():
+            for mark, what in REFUSED.items():
+                if getattr(task, mark, False):
+                    raise UserError(f"task {one} {what}, which is not done here: leave it out")
+    owners: dict[str, str] = {}
+    for name, group in groups.items():
+        for task in group.get_all_tasks():
+            if (other := owners.setdefault(task.task_name, name)) != name:
+                raise UserError(
+                    f"evaluate.tasks: the groups {other} and {name} share the task "
+                    f"{task.task_name}: evaluate them one after the other, in scopes of their own"
+                )
+    return [*groups.values(), *(task for name, task in tasks.items() if name not in owners)]
+
+
 def scores(
     manager: TaskManager,
-    names: Sequence[str],
+    tasks: Sequence[Any],
     model: HarnessModel,
     *,
     num_fewshot: int | None,
@@ -102,7 +141,7 @@ def scores(
 
     Args:
       manager: of the tasks.
-      names: of tasks and groups.
+      tasks: tasks and groups, as `load` gives them.
       model: that is asked.
       num_fewshot: examples before each question; None for as many as each task has.
       limit: so many questions of each task, its first; None for all.
@@ -110,16 +149,13 @@ def scores(
     Returns:
       Of each `metrics` (name → value; that of an error ends in `_stderr`; None where there is
       none), `version`, `num_fewshot` and `samples`, which a group has only where it says so.
-
-    Raises:
-      UserError: a task or its data cannot be loaded.
     """
     from lm_eval import evaluator
 
-    with _single_process():
+    with _alone():
         found = evaluator.simple_evaluate(
             model=model,
-            tasks=_loaded(manager, names),
+            tasks=list(tasks),
             num_fewshot=num_fewshot,
             limit=limit,
             batch_size=model.batch_size,
@@ -140,47 +176,23 @@ def scores(
     }
 
 
-def _loaded(manager: TaskManager, names: Sequence[str]) -> list[Any]:
-    """The tasks and groups of these names, with their data; a task once, though in a group too."""
-    groups: dict[str, Any] = {}
-    tasks: dict[str, Any] = {}
-    for name in names:
-        try:
-            loaded = manager.load([name])
-        except Exception as error:  # the libraries of tasks and data sets raise anything
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(
-                f"task {name} cannot be loaded ({reason}): is its data set there or the network, "
-                "and is its YAML file right?"
-            ) from error
-        found = loaded.get("groups", {})
-        if name in found:
-            groups[name] = found[name]
-        else:
-            tasks |= loaded["tasks"]
-    owners: dict[str, str] = {}
-    for name, group in groups.items():
-        for task in group.get_all_tasks():
-            if (other := owners.setdefault(task.task_name, name)) != name:
-                raise UserError(
-                    f"evaluate.tasks: the groups {other} and {name} share the task "
-                    f"{task.task_name}: evaluate them one after the other, in scopes of their own"
-                )
-    return [*groups.values(), *(task for name, task in tasks.items() if name not in owners)]
-
-
 @contextlib.contextmanager
-def _single_process() -> Iterator[None]:
-    """Keeps the harness from forking, which a process with JAX's threads does not survive."""
-    before = os.environ.get("DISABLE_MULTIPROC")
-    os.environ["DISABLE_MULTIPROC"] = "1"
+def _alone() -> Iterator[None]:
+    """Keeps the harness from forking, which a process with JAX's threads does not survive.
+
+    And from believing a launcher that this is one of several that share the requests.
+    """
+    mine = {"DISABLE_MULTIPROC": "1", "LOCAL_RANK": "0"}
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["DISABLE_MULTIPROC"]
-        else:
-            os.environ["DISABLE_MULTIPROC"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -55,8 +55,8 @@ class HarnessModel(TemplateLM):
       batch_size: rows at a time; scores do not depend on it.
       bos_first: whether every text starts from BOS whatever the tokenizer does, as for a model that
         was trained here.
-      replica: gives the parameters on the first local device, for the sampler; called where a task
-        asks for texts.
+      replica: gives the parameters on the first local device, which must have room for them, for
+        the sampler; called where a task asks for texts.
     """
 
     def __init__(

@@ -86,8 +86,8 @@ def evaluate(
     if names:
         paths["vocab"] = run.path(vocab)
         vocabulary = _vocabulary(paths["vocab"], model, paths["checkpoint"], data)
-        config |= {"tasks": names, "harness": harness.version(), "limit": limit}
-        config |= {"num_fewshot": num_fewshot, "task_files": harness.file_hashes(include_path)}
+        config |= {"tasks": names, "task_files": harness.file_hashes(include_path)}
+        config |= {"num_fewshot": num_fewshot, "limit": limit, "harness": harness.version()}
         length = config["task_length"] = task_length or (data.length if data else 0)
         manager, found_names = harness.find(names, include_path)
         code += ["sbp_jax.synthesize", "sbp_jax.data.vocabularies"]
@@ -101,6 +101,7 @@ def evaluate(
     )
     if stage.finished:
         return
+    asked = harness.load(manager, found_names) if names else []  # what fails early costs little
     shardings = parameter_shardings(model, layout)
     parameters, info = load_parameters(paths["checkpoint"], None, step, shardings)
     scores: dict[str, Any] = {}
@@ -110,7 +111,7 @@ def evaluate(
     if names:
         from sbp_jax.evaluate.harness_model import HarnessModel
 
-        asked = HarnessModel(
+        harness_model = HarnessModel(
             model,
             parameters,
             vocabulary,
@@ -121,7 +122,7 @@ def evaluate(
             replica=lambda: load_parameters(paths["checkpoint"], None, info.step)[0],
         )
         scores["tasks"] = harness.scores(
-            manager, found_names, asked, num_fewshot=num_fewshot, limit=limit
+            manager, asked, harness_model, num_fewshot=num_fewshot, limit=limit
         )
     if processes.is_writer():
         artifacts.write_atomic(stage.work / SCORES, json.dumps(scores, indent=2))
