@@ -30,7 +30,7 @@ from tokenizers import models, processors
 from sbp_jax import artifacts
 from sbp_jax.data import vocabularies
 from sbp_jax.errors import UserError
-from sbp_jax.evaluate import completions, harness
+from sbp_jax.evaluate import completions, harness, piece_losses
 from sbp_jax.evaluate.harness_model import HarnessModel, row_length
 from sbp_jax.evaluate.stage import evaluate
 from sbp_jax.model.decoder import DecoderConfig
@@ -59,6 +59,7 @@ def _often_looked_at():
     """Answers of a few tokens are made in several rounds too."""
     patch = pytest.MonkeyPatch()
     patch.setattr(completions, "TOGETHER", 8)
+    patch.setattr(piece_losses, "_POSITIONS", 16)  # and short rows have logits in several parts
     yield
     patch.undo()
 
@@ -213,13 +214,13 @@ def test_few_programs_are_compiled(model):
 
 @pytest.fixture(scope="module")
 def counted(model):
-    """Requests that reached the sampler, by their number."""
+    """Requests that reached the sampler, round by round: their numbers and keys."""
     sampled = []
     before = completions.Sampler.sample
 
     def sample(self, asked):
         asked = list(asked)
-        sampled.append([request.index for request in asked])
+        sampled.append({request.index: request.key.tobytes() for request in asked})
         return before(self, asked)
 
     patch = pytest.MonkeyPatch()
@@ -244,7 +245,7 @@ def test_answers_are_what_is_most_probable_up_to_a_stop(model, reference, rememb
     )
     assert answers == [text.split(stop)[0] for text in written]
     assert answers[0] != written[0]
-    assert counted[0] == [0, 1, 2]
+    assert list(counted[0]) == [0, 1, 2]
     assert all(0 not in round_ for round_ in counted[1:])  # its end has been found
     assert len(counted) == 3
     assert remembered["generate_until", contexts[0], json.dumps([settings])] == answers[0]
@@ -253,8 +254,11 @@ def test_answers_are_what_is_most_probable_up_to_a_stop(model, reference, rememb
 def test_answers_are_drawn_where_a_task_says_so(model, reference, counted):
     drawn = {"until": [], "max_gen_toks": 20, "do_sample": True, "temperature": 1.0}
     asked = requests("generate_until", *[(TEXT[:9], drawn)] * 4)
+    counted.clear()
     answers = model.generate_until(asked)
     assert len(set(answers)) == 4
+    keys = [key for round_ in counted for key in round_.values()]
+    assert len(set(keys)) == len(keys) >= 4 + 1  # no tokens are drawn by the same chance
     assert model.generate_until(asked) == answers
     few = {**drawn, "temperature": completions.COLD, "top_k": 1, "num_beams": 1}
     tokens = greedily(reference, [BOS, *VOCABULARY.encode(TEXT[:9])], 20)
