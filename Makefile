@@ -35,7 +35,7 @@ $(READY): requirements.lock pyproject.toml .python-version
 		"$$python" -c $(FITS) 2>/dev/null && rm -rf $(VENV) && exec "$$python" -m venv $(VENV); \
 	done; \
 	echo "make: no Python 3.12 or 3.13 with venv on PATH: install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

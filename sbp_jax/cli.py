@@ -4,6 +4,7 @@
     sbp cache … --runner=RUNNER [-- OPTION…]
     sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
     sbp pair … --inspect=FILE
+    sbp evaluate … --tasks=NAME[,NAME…]
     sbp synthesize --status=DIR [--scope=SCOPE] [--price=DOLLARS] [--json]
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
@@ -68,6 +69,7 @@ OF_STAGES = {
     "html": ("show",),
     "format": ("export-corpus",),
     "inspect": ("pair",),
+    "tasks": ("evaluate",),
     "status": ("synthesize",),
     "price": ("synthesize",),
     "runner": ("cache", "bootstrap"),
@@ -147,6 +149,12 @@ def parser() -> Parser:
         metavar="FILE",
         help="pair: write a page about what is near instead, which needs no pair.alpha",
     )
+    result.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        help="evaluate: tasks of lm-evaluation-harness, e.g. arc_easy,sciq (in gin: "
+        "evaluate.tasks)",
+    )
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
     result.add_argument("--slices", type=int, help="plan: how many of them")
     result.add_argument(
@@ -224,6 +232,10 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
         bindings = [*bindings, f"cache.runner = {flags.runner!r}"]
     if flags.runner_option:
         bindings = [*bindings, f"cache.runner_options = {tuple(flags.runner_option)!r}"]
+    if flags.tasks is not None:  # of the scopes themselves, over what files say of these
+        scopes = [flags.like] if flags.like else flags.scope or [flags.stage]
+        tasks = [f"{scope}/evaluate.tasks = {flags.tasks!r}" for scope in scopes]
+        bindings = [*bindings, *tasks]
     configure(flags.gin_file, bindings, flags.gin_search_path, run_dir=flags.run_dir)
     if flags.stage == "plan":
         slices = 1 if flags.slices is None else flags.slices

@@ -1,7 +1,7 @@
 """LAMBADA: the last word of a passage, which only the whole passage tells, as SeqIO tasks.
 
 What: `inputs` is a passage of a novel without its last word, `targets` that word, so that the loss
-is on the word alone; its perplexity is the score.
+is on the word alone; its perplexity is the score, with `cache.join = ' '` for `sbp cache`.
 Source: `test` is TFDS' `lambada`, in lower case with spaces round punctuation; Paperno et al.
 2016, arXiv 1606.06031. `openai` is OpenAI's copy with the novels' own spelling, on which GPT-2 and
 most after it were scored, JSON lines with `text`.

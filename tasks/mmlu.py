@@ -1,8 +1,8 @@
 """MMLU: multiple-choice questions of 57 subjects, as SeqIO tasks on the right answer's text.
 
 What: `inputs` is a question with its four choices and "Answer:", `targets` the text of the right
-one, so that the loss is on the answer alone. A question is a row of a CSV file without header:
-question, A, B, C, D, letter of the answer.
+one, so that the loss is on the answer alone, with `cache.join = ' '` for `sbp cache`. A question
+is a row of a CSV file without header: question, A, B, C, D, letter of the answer.
 Source: https://people.eecs.berkeley.edu/~hendrycks/data.tar; Hendrycks et al. 2021, arXiv
 2009.03300.
 Licence: MIT.

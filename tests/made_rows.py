@@ -5,12 +5,17 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
+from flax import nnx
 
 from sbp_jax import artifacts
+from sbp_jax.checkpoints import CHECKPOINTS, save_parameters
 from sbp_jax.data import documents, rows, vocab, vocabularies
+from sbp_jax.model.decoder import DecoderConfig, structure
 
 BOS, EOS = 3, 1
 
@@ -33,11 +38,13 @@ def write_rows_artefact(
     rates: Mapping[str, float] | None = None,
     synthetic: Sequence[str] = (),
     loss_from: int = 0,
+    vocab: epath.PathLike | None = None,
 ) -> epath.Path:
     """Packs documents given as tokens, as `sbp cache` would; of pairs d2 is from `loss_from` on."""
     run = artifacts.Run(epath.Path(directory), name)
     config = {"length": length, "sources": {n: list(map(list, d)) for n, d in sources.items()}}
-    stage = artifacts.begin(run, "cache", config=config, inputs={}, code=())
+    inputs = {} if vocab is None else {"vocab": vocab}
+    stage = artifacts.begin(run, "cache", config=config, inputs=inputs, code=())
     counts = {}
     for source, found in sources.items():
         folder = stage.work / source
@@ -64,6 +71,59 @@ def write_rows_artefact(
         }
     stage.commit({"vocab_size": vocab_size, "sources": counts})
     return run.out
+
+
+def write_model(directory, model: DecoderConfig, name: str = "pretrain") -> Any:
+    """A train artefact of random weights, which need no training to be compared; returns them."""
+    run = artifacts.Run(epath.Path(directory), name)
+    stage = artifacts.begin(run, "train", config={"model": model}, inputs={}, code=())
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        around, spread = (1.0, 0.1) if path[-1].key == "scale" else (0.0, 0.2)
+        return jax.numpy.asarray(rng.normal(around, spread, leaf.shape), leaf.dtype)
+
+    parameters = jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(structure(model)[1]))
+    save_parameters(stage.work / CHECKPOINTS, parameters)
+    stage.commit({})
+    return parameters
+
+
+def write_bytes_vocabulary(directory, name: str = "vocab", size: int | None = None) -> None:
+    """An artefact of `sbp vocab` whose tokens are bytes."""
+    run = artifacts.Run(epath.Path(directory), name)
+    stage = artifacts.begin(run, "vocab", config={"size": size}, inputs={}, code=())
+    artifacts.write_atomic(stage.work / vocabularies.BYTES_FILE, "")
+    stage.commit({})
+
+
+class Reference:
+    """What a decoder says of tokens after others, one question at a time, unpacked, on one device.
+
+    Args:
+      model: the decoder.
+      parameters: of it.
+      length: of the longest question.
+    """
+
+    def __init__(self, model: DecoderConfig, parameters: Any, length: int):
+        graph, _ = structure(model)
+        self.length = length
+        self.model = jax.jit(lambda *row: jax.nn.log_softmax(nnx.merge(graph, parameters)(*row)[0]))
+
+    def log_probabilities(self, tokens: Sequence[int]) -> np.ndarray:
+        """Float64 [n, V] of what may follow each of n tokens."""
+        row = np.zeros((1, self.length), np.int32)
+        row[0, : len(tokens)] = tokens
+        known = (np.arange(self.length) < len(tokens)).astype(np.int32)[None]
+        found = self.model(row, known, np.arange(self.length)[None])
+        return np.asarray(found, np.float64)[: len(tokens)]
+
+    def score(self, context: Sequence[int], targets: Sequence[int]) -> tuple[float, bool]:
+        """The log-likelihood of targets, in nats, and whether each is the most probable."""
+        found = self.log_probabilities([*context, *targets][:-1])[len(context) - 1 :]
+        chosen = found[np.arange(len(targets)), list(targets)]
+        return float(chosen.sum()), bool((found.argmax(-1) == list(targets)).all())
 
 
 def uneven_weights(monkeypatch, scale: float = 1.0) -> None:

@@ -44,9 +44,18 @@ def test_no_tensorflow_where_models_are_trained_and_sampled():
         *("sbp_jax.synthesize.export", "sbp_jax.evaluate.corpus_report"),
         *("sbp_jax.evaluate.stage", "sbp_jax.evaluate.conditioning", "sbp_jax.pair.embed"),
         "sbp_jax.experiment.stage",
+        "sbp_jax.evaluate.completions",
         "sbp_jax.cli",
     ]
     code = BLOCKED % ", ".join(modules)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+
+def test_no_harness_where_no_task_is_asked():
+    """It is an extra, and takes seconds to start."""
+    modules = ["sbp_jax.cli", "sbp_jax.evaluate.stage", "sbp_jax.evaluate.harness"]
+    code = BLOCKED.replace('"tensorflow", ', '"lm_eval", "datasets", ') % ", ".join(modules)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 

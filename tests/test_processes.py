@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import made_tasks
 import numpy as np
 import pytest
 from made_rows import write_text_run
@@ -46,6 +48,7 @@ synthesize.any_checkpoint = True
 synthesize.lease_seconds = 4.0
 evaluate.checkpoint = 'several'
 evaluate.rows = 'rows/real'
+evaluate.batch_size = 8
 FilterConfig.min_words = 3
 embed.embedder = @ActivationEmbedder()
 embed.documents = {'train': 'rows/real'}
@@ -74,6 +77,8 @@ def start(directory, *arguments: str, processes: int) -> list[subprocess.Popen]:
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
+        "HF_HOME": str(directory / "datasets"),
+        "HF_HUB_OFFLINE": "1",
     }
     return [
         subprocess.Popen(
@@ -134,14 +139,24 @@ def test_two_processes_learn_and_write_what_one_does(run, one):
     sbp(run, "train", "--scope=several", processes=2)
     assert len(losses(one)) == 30
     np.testing.assert_allclose(losses(run / "several"), losses(one), rtol=1e-5)
+    tasks = ()
+    if importlib.util.find_spec("lm_eval"):
+        made_tasks.write(run / "tasks")
+        tasks = (
+            "--tasks=local_text,local_answer",
+            f"--gin.evaluate.include_path='{run / 'tasks'}'",
+        )
     for count, scope in ((2, "scores_of_several"), (1, "scores_of_one")):
-        sbp(run, "evaluate", f"--scope={scope}", processes=count)
+        sbp(run, "evaluate", f"--scope={scope}", *tasks, processes=count)
     scores = [
         json.loads((run / scope / "scores.json").read_text())
         for scope in ("scores_of_several", "scores_of_one")
     ]
     assert scores[0]["tokens"] == scores[1]["tokens"]
     assert scores[0]["loss"] == pytest.approx(scores[1]["loss"], rel=1e-6)
+    for name, found in scores[0].get("tasks", {}).items():
+        alone = scores[1]["tasks"][name]["metrics"]
+        assert found["metrics"] == {k: v and pytest.approx(v, 1e-4) for k, v in alone.items()}
     sbp(run, "synthesize", "--scope=by_several", processes=2)
     sbp(run, "synthesize", "--scope=by_one", processes=1)
     several, alone = (

@@ -159,3 +159,12 @@ def test_missing_shards_are_noticed(tmp_path):
     (tmp_path / "rows/a/rows-00000.array_record").unlink()
     with pytest.raises(UserError, match="holds 0 rows, its manifest says"):
         source.open()
+
+
+def test_what_is_gone_on_with_is_cut_on_the_left():
+    piece = rows.continued_piece([5, 6, 7], [8, 9], 0, 4)
+    assert (piece.first, piece.targets.tolist(), piece.loss_from) == (5, [6, 7, 8, 9], 2)
+    piece = rows.continued_piece([5, 6, 7], [8, 9], 0, 5)
+    assert (piece.first, piece.targets.tolist(), piece.loss_from) == (0, [5, 6, 7, 8, 9], 3)
+    with pytest.raises(ValueError, match="2 targets do not fit a row of 1"):
+        rows.continued_piece([5], [8, 9], 0, 1)

@@ -15,12 +15,32 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import zstandard
+from etils import epath
+from made_rows import Reference, write_bytes_vocabulary, write_model
 
+from sbp_jax import artifacts
+from sbp_jax.data import rows as row_format
 from sbp_jax.data import tasks as task_registry
+from sbp_jax.data import vocabularies
+from sbp_jax.data.cache import cache
 from sbp_jax.errors import UserError
+from sbp_jax.evaluate.stage import evaluate
+from sbp_jax.model.decoder import DecoderConfig
 from tasks import c4, dclm, fineweb_edu, folder, lambada, mmlu, openwebtext2, wikipedia
 
 VOCABULARY = seqio.ByteVocabulary()
+BYTES = vocabularies.Bytes()
+LENGTH = 64  # tokens in a row
+MODEL = DecoderConfig(
+    vocab_size=BYTES.size,
+    width=16,
+    layers=1,
+    heads=2,
+    kv_heads=1,
+    head_size=8,
+    hidden=16,
+    dtype="float32",
+)
 
 
 def examples(task: seqio.Task) -> list[dict[str, str]]:
@@ -378,3 +398,120 @@ def test_gin_can_load_every_task_where_there_is_no_tensorflow():
     for module in modules:
         for word in ("What:", "Source:", "Licence:", "Size:", "Prepare:"):
             assert f"\n{word}" in module.__doc__, module.__name__
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with a model and its vocabulary, and what the model says of single questions."""
+    directory = epath.Path(tmp_path_factory.mktemp("run"))
+    write_bytes_vocabulary(directory)
+    return directory, Reference(MODEL, write_model(directory, MODEL), LENGTH)
+
+
+LAST_WORDS = [
+    "She asked for the lighthouse keeper . He came",
+    "x " * 60 + "and shut the door",
+    "word",
+]
+QUESTIONS = [
+    ["What is 2?", "1", "two", "3", "four", "B"],
+    ["Which?", "a", "b", "c", "d", "D"],
+    ["Broken", "a", "b"],
+]
+STORIES = ["A story.", "Another one, of more than a row's sixty-four bytes, so that it is split."]
+
+
+def write_corpora(folder) -> None:
+    """Three small files, each in its corpus' own format, and where they lie in gin."""
+    folder.mkdir()
+    lines = "".join(json.dumps({"text": passage}) + "\n" for passage in LAST_WORDS)
+    (folder / "lambada_test.jsonl").write_text(lines)
+    (folder / "test").mkdir()
+    with (folder / "test" / "anatomy_test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(QUESTIONS)
+    stories = "".join(json.dumps({"text": story, "meta": {}}) + "\n" for story in STORIES)
+    packed = zstandard.ZstdCompressor().compress(stories.encode())
+    (folder / "2020-04.jsonl.zst").write_bytes(packed)
+    gin.bind_parameter("lambada_openai.files", str(folder / "lambada_test.jsonl"))
+    gin.bind_parameter("mmlu.directory", str(folder))
+    gin.bind_parameter("openwebtext2.files", str(folder / "2020-04.jsonl.zst"))
+
+
+@pytest.mark.parametrize(
+    ("task", "join", "expected"),
+    [
+        (
+            lambada.openai,
+            " ",
+            [
+                ("She asked for the lighthouse keeper . He", " came"),
+                ("x " * 60 + "and shut the", " door"),
+            ],
+        ),
+        (
+            mmlu.test,
+            " ",
+            [
+                ("What is 2?\nA. 1\nB. two\nC. 3\nD. four\nAnswer:", " two"),
+                ("Which?\nA. a\nB. b\nC. c\nD. d\nAnswer:", " d"),
+            ],
+        ),
+        (openwebtext2.heldout, None, None),
+    ],
+)
+def test_the_perplexity_of_real_formats(trained, tmp_path, task, join, expected):
+    run_directory, reference = trained
+    write_corpora(tmp_path / "corpora")
+    name = task.__module__.partition(".")[2]
+    cache(
+        artifacts.Run(run_directory, f"rows/{name}"),
+        task=f"{task.__module__}:{task.__name__}",
+        length=LENGTH,
+        join=join,
+        runner="inline",
+    )
+    evaluate(
+        artifacts.Run(run_directory, f"scores/{name}"),
+        checkpoint="pretrain",
+        rows=f"rows/{name}",
+        batch_size=8,
+    )
+    found = json.loads((run_directory / f"scores/{name}/scores.json").read_text())
+    encode, bos, eos = BYTES.encode, BYTES.bos, BYTES.eos
+    if expected is None:  # documents with their ends, long ones in parts
+        parts = [
+            (piece.first, piece.targets.tolist())
+            for story in STORIES
+            for piece in row_format.split(
+                row_format.document_piece(encode(story), bos, eos), LENGTH
+            )
+        ]
+        assert len(parts) == 3
+        nats = sum(-reference.score([first], targets)[0] for first, targets in parts)
+        tokens, size = sum(len(story) + 1 for story in STORIES), sum(map(len, STORIES))
+    else:  # no end between question and answer, none behind, and the context cut on the left
+        nats = sum(
+            -reference.score([bos, *encode(a)][-(LENGTH + 1 - len(b)) :], encode(b))[0]
+            for a, b in expected
+        )
+        tokens = size = sum(len(b) for _, b in expected)
+    assert (found["tokens"], found["bytes"]) == (tokens, size)
+    assert found["loss"] == pytest.approx(nats / tokens, 1e-5)
+    assert found["nats_per_document"] == pytest.approx(nats / 2, 1e-5)
+
+
+def test_a_task_without_inputs_joins_nothing(trained, tmp_path):
+    run_directory, _ = trained
+    write_corpora(tmp_path / "corpora")
+    run = artifacts.Run(run_directory, "rows/wrong")
+    with pytest.raises(UserError, match="has targets and no inputs: leave out"):
+        cache(run, task="tasks.openwebtext2:heldout", length=LENGTH, join=" ", runner="inline")
+    with pytest.raises(UserError, match="are limits of pairs"):
+        cache(
+            run,
+            task="tasks.lambada:openai",
+            length=LENGTH,
+            join=" ",
+            seed_length=4,
+            target_length=4,
+        )

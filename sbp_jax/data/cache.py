@@ -40,6 +40,7 @@ def cache(
     documents: bool = False,
     seed_length: int | None = None,
     target_length: int | None = None,
+    join: str | None = None,
     repeat: bool = True,
     decontaminate: Sequence[str] = (),
     overlap: float = 0.5,
@@ -51,7 +52,9 @@ def cache(
 
     A task with the feature `targets` alone is packed as documents; those longer than a row are
     split without losing a token. One with `inputs` too is packed as pairs d1 → d2: cut, never
-    split, with loss on d2 only. An example with a text in its feature `rejected` is left out and
+    split, with loss on d2 only; or, with `join`, as one text that goes on from `inputs` to
+    `targets`, with loss on what follows `inputs`: such are questions to a language model, which has
+    never read on behind an end. An example with a text in its feature `rejected` is left out and
     counted under that reason.
 
     Args:
@@ -63,6 +66,8 @@ def cache(
       documents: whether to leave the documents' text too, for embedding and as seeds.
       seed_length: pairs only: d1 is cut to so many tokens.
       target_length: pairs only: d2 is cut to so many tokens.
+      join: stands between `inputs` and `targets` where these go on with those, e.g. a space; no end
+        stands between them or behind. Too long `inputs` are cut on the left. None for pairs.
       repeat: whether a run may read a row more than once; what `sbp synthesize` wrote never is.
       decontaminate: evaluation tasks, all splits: a document that contains too much of one of their
         texts is left out, and listed in `removed-*.jsonl`.
@@ -81,6 +86,11 @@ def cache(
         raise UserError(f"cache.overlap = {overlap}: expected a share above 0 and up to 1")
     if shards is not None and shards < 1:
         raise UserError(f"cache.shards = {shards}: expected 1 or more, or None")
+    if join is not None and (seed_length, target_length) != (None, None):
+        raise UserError(
+            "cache.seed_length and cache.target_length are limits of pairs, which a task has "
+            "without cache.join: set either these or that"
+        )
     _check_length(length, seed_length, target_length)
     vocab_path = run.path(vocab)
     vocabulary = vocabularies.load(vocab_path)
@@ -99,6 +109,7 @@ def cache(
             "documents": documents,
             "seed_length": seed_length,
             "target_length": target_length,
+            "join": join,
             "repeat": repeat,
             "decontaminate": decontaminate,
             "overlap": overlap if decontaminate else None,
@@ -122,6 +133,7 @@ def cache(
         documents=documents,
         seed_length=seed_length,
         target_length=target_length,
+        join=join,
         decontaminate=tuple(decontaminate),
         overlap=overlap,
         run=os.fspath(run.directory),

@@ -112,6 +112,20 @@ def pair_piece(
     return Piece(whole[1:], bos, loss_from=len(inputs) - 1)
 
 
+def continued_piece(inputs: Sequence[int], targets: Sequence[int], bos: int, length: int) -> Piece:
+    """Inputs and the targets that go on with them: no end between, loss on the targets only.
+
+    Of what is longer than `length` tokens the first are not kept, as lm-evaluation-harness has it.
+
+    Raises:
+      ValueError: the targets alone are longer.
+    """
+    if len(targets) > length:
+        raise ValueError(f"{len(targets)} targets do not fit a row of {length}")
+    whole = np.asarray([bos, *inputs, *targets][-(length + 1) :], np.int32)
+    return Piece(whole[1:], int(whole[0]), loss_from=len(whole) - 1 - len(targets))
+
+
 def split(piece: Piece, length: int) -> Iterator[Piece]:
     """Cuts a piece that is longer than a row into parts of at most `length` tokens."""
     size = len(piece.targets)

@@ -51,6 +51,7 @@ class Recipe:
       documents: whether texts are left too.
       seed_length: pairs only: d1 is cut to so many tokens.
       target_length: pairs only: d2 is cut to so many tokens.
+      join: between inputs and targets that go on with them; None for pairs.
       decontaminate: tasks whose texts must not be contained in a document.
       overlap: the containment from which a document is removed.
       run: the run's directory.
@@ -68,6 +69,7 @@ class Recipe:
     documents: bool
     seed_length: int | None
     target_length: int | None
+    join: str | None
     decontaminate: tuple[str, ...]
     overlap: float
     run: str
@@ -122,7 +124,7 @@ class Counts:
       padding: tokens of padding in them.
       split_documents: longer than a row, whose parts lie in several.
       not_utf8: documents in which wrong bytes became U+FFFD.
-      cut: of pairs, how often d1 and d2 were cut.
+      cut: of pairs, how often d1 and d2 were cut; of joined ones, how often inputs were.
       rejected: by reason the number of documents that were left out, and the first ids.
     """
 
@@ -228,10 +230,12 @@ def _cache(shard: Shard) -> Counts:
     recipe = shard.recipe
     task, vocabulary = _task(recipe, shard.task), _vocabulary(recipe.vocab)
     paired = "inputs" in task.output_features
-    if paired and (recipe.seed_length is None or recipe.target_length is None):
+    if recipe.join is not None and not paired:
+        raise UserError(f"task {task.name} has targets and no inputs: leave out cache.join")
+    if paired and recipe.join is None and None in (recipe.seed_length, recipe.target_length):
         raise UserError(
-            f"task {task.name} has pairs (inputs and targets): "
-            "set cache.seed_length and cache.target_length"
+            f"task {task.name} has pairs (inputs and targets): set cache.seed_length and "
+            "cache.target_length, or cache.join where targets go on with inputs"
         )
     shard.counts_path.parent.mkdir(parents=True, exist_ok=True)
     counts = Counts()
@@ -247,9 +251,16 @@ def _cache(shard: Shard) -> Counts:
 
         def pieces() -> Iterator[row_format.Piece]:
             for batch in _batches(_documents(shard, task, counts, ids.values, removed.values)):
-                for document, tokens in zip(batch, _tokens(batch, task, vocabulary), strict=True):
+                if recipe.join is None:
+                    encoded = _tokens(batch, task, vocabulary)
+                else:
+                    encoded = _joined(batch, recipe.join, task, vocabulary)
+                for document, tokens in zip(batch, encoded, strict=True):
                     if not tokens["targets"]:
                         counts.reject("no tokens", [document.id])
+                        continue
+                    if recipe.join is not None and len(tokens["targets"]) > recipe.length:
+                        counts.reject("targets longer than a row", [document.id])
                         continue
                     if writer:
                         writer.write(Document(document.id, document.text, _features(document)))
@@ -258,7 +269,7 @@ def _cache(shard: Shard) -> Counts:
                         counts.loss_tokens += piece.loss_tokens
                         yield piece._replace(document=counts.documents)
                     counts.documents += 1
-                    counts.bytes += len(document.text.encode())
+                    counts.bytes += len(((recipe.join or "") + document.text).encode())
 
         packed = row_format.pack(pieces(), recipe.length)
         counts.rows = row_format.write_rows(rows, packed, vocabulary.size)
@@ -348,6 +359,31 @@ def _tokens(
     return found
 
 
+def _joined(
+    batch: Sequence[_Document], join: str, task: Any, vocabulary: vocabularies.Vocabulary
+) -> list[dict[str, list[int]]]:
+    """The tokens of inputs and targets as one text, which may be others than those of the parts.
+
+    What belongs to the targets is told as lm-evaluation-harness does: all behind as many tokens as
+    the inputs have alone.
+    """
+    if not all(isinstance(batch[0].example[key], bytes) for key in ("inputs", "targets")):
+        raise UserError(
+            f"task {task.name} tokenises by itself, or with another vocabulary than the run's: "
+            "cache.join needs texts, which seqio.preprocessors.tokenize as the last step leaves"
+        )
+    inputs, targets = (
+        [one.example[key].decode(errors="surrogateescape") for one in batch]
+        for key in ("inputs", "targets")
+    )
+    whole = vocabulary.encode_batch([a + join + b for a, b in zip(inputs, targets, strict=True)])
+    sizes = [len(tokens) for tokens in vocabulary.encode_batch(inputs)]
+    return [
+        {"inputs": tokens[:size], "targets": tokens[size:]}
+        for tokens, size in zip(whole, sizes, strict=True)
+    ]
+
+
 def _check_vocabulary(
     task: str, document: _Document, tokens: Sequence[int], vocabulary: vocabularies.Vocabulary
 ) -> None:
@@ -366,12 +402,17 @@ def _cut(
     vocabulary: vocabularies.Vocabulary,
     counts: Counts,
 ) -> Iterator[row_format.Piece]:
-    """A document's pieces: parts of rows' length, or a pair cut to its limits."""
+    """A document's pieces: parts of a row's length, a pair cut to its limits, or one joined."""
     bos, eos, targets = vocabulary.bos, vocabulary.eos, tokens["targets"]
     if "inputs" not in tokens:
         piece = row_format.document_piece(targets, bos, eos)
         counts.split_documents += len(piece.targets) > recipe.length
         yield from row_format.split(piece, recipe.length)
+        return
+    if recipe.join is not None:
+        if len(tokens["inputs"]) + len(targets) > recipe.length:
+            counts.cut["inputs"] = counts.cut.get("inputs", 0) + 1
+        yield row_format.continued_piece(tokens["inputs"], targets, bos, recipe.length)
         return
     assert recipe.seed_length is not None
     assert recipe.target_length is not None

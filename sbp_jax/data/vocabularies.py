@@ -63,11 +63,13 @@ class Vocabulary(abc.ABC):
       eos: ends a document.
       bos: what a document starts from; a vocabulary without a token for that takes another.
       never: ids without text, `eos` aside: no document holds them, and none is to be written.
+      adds_bos: whether those who published it have every text start from `bos`, in `transformers`.
     """
 
     size: int
     eos: int
     bos: int
+    adds_bos: bool = False
 
     @property
     @abc.abstractmethod
@@ -206,6 +208,7 @@ class SentencePiece(Vocabulary):
         self.eos = self.processor.eos_id()
         bos = self.processor.bos_id()
         self.bos = bos if bos >= 0 else max(self.processor.pad_id(), 0)
+        self.adds_bos = bos >= 0
 
     @property
     def never(self) -> tuple[int, ...]:
@@ -310,6 +313,7 @@ class HuggingFace(Vocabulary):
         self.bos = ids.get("bos", self.eos)
         self.pad = ids.get("pad", self.eos)
         self.unk = ids.get("unk")
+        self.adds_bos = self.tokenizer.encode("a").ids[:1] == [self.bos]
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {i for i, token in added.items() if token.special} | set(ids.values())
         self.tokens = set(vocabulary.values())
