@@ -137,6 +137,7 @@ class Trainer:
       batch_size: B, rows a step.
       evaluations: how often in a training the development loss is taken, evenly.
       optimizer: all of it that is not in `Settings`.
+      programs: what has been compiled, by what it depends on; trainings that share it compile once.
     """
 
     model: DecoderConfig
@@ -145,6 +146,7 @@ class Trainer:
     batch_size: int
     evaluations: int
     optimizer: OptimizerConfig
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def fit(
         self,
@@ -180,20 +182,7 @@ class Trainer:
             self.batch_size,
         )
         order = RowOrder(mixed, seed)
-        config = dataclasses.replace(
-            self.optimizer,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-        )
-        optimizer = make_optimizer(config, steps, self.model.width_ratio)
-        step_fn = make_train_step(
-            self.model,
-            optimizer,
-            self.layout,
-            compute=self.compute,
-            dropout=settings.dropout,
-        )
-        evaluate = make_evaluation_step(self.model, self.layout, self.compute)
+        optimizer, step_fn = self._training(steps, settings)
         state = init_state(self.model, optimizer, self.layout, seed)
         if start is not None:
             like = state.parameters
@@ -219,7 +208,7 @@ class Trainer:
             if step + 1 in keep:
                 kept[step + 1] = to_host(state.parameters)
             if step + 1 in marks:
-                loss = self._loss(evaluate, state.parameters, dev)
+                loss = self.loss(state.parameters, dev)
                 if not np.isfinite(loss):
                     raise Stopped(f"the development loss of step {step + 1} is {loss}: {settings}")
                 curve.append(((step + 1) * self.batch_size * mixed.length, loss))
@@ -227,17 +216,36 @@ class Trainer:
                     best = (loss, step + 1, to_host(state.parameters))
         dev_loss, best_step, parameters = best
         placed = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), parameters, state[0])
-        losses = {name: self._loss(evaluate, placed, rows) for name, rows in others.items()}
+        losses = {name: self.loss(placed, rows) for name, rows in others.items()}
         passes = {share.source.name: share.passes for share in mixed.shares}
         return Fit(curve, best_step, dev_loss, losses, parameters, kept, passes)
 
+    def _training(self, steps: int, settings: Settings) -> tuple[Any, Any]:
+        """Optimizer and step of a training."""
+        config = dataclasses.replace(
+            self.optimizer,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        key = ("train", self.model, config, steps, settings.dropout)
+        if key not in self.programs:
+            optimizer = make_optimizer(config, steps, self.model.width_ratio)
+            step_fn = make_train_step(
+                self.model,
+                optimizer,
+                self.layout,
+                compute=self.compute,
+                dropout=settings.dropout,
+            )
+            self.programs[key] = optimizer, step_fn
+        return self.programs[key]
+
     def loss(self, parameters: Any, rows: Rows) -> float:
         """Nats per token of a model on rows."""
-        return self._loss(
-            make_evaluation_step(self.model, self.layout, self.compute), parameters, rows
-        )
-
-    def _loss(self, evaluate: Any, parameters: Any, rows: Rows) -> float:
+        key = ("evaluate", self.model)
+        if key not in self.programs:
+            self.programs[key] = make_evaluation_step(self.model, self.layout, self.compute)
+        evaluate = self.programs[key]
         total = weight = 0.0
         sharding = self.layout.sharding("batch")
         count = -(-EVALUATION_ROWS // self.layout.batch_shards) * self.layout.batch_shards

@@ -142,6 +142,7 @@ def experiment(
     if stage.finished:
         return
     memory = Memory(stage.work / MEMORY)
+    programs: dict[Any, Any] = {}
 
     def study(seed: int, design: Design = design) -> Study:
         return Study(
@@ -154,6 +155,7 @@ def experiment(
             compute or ComputeConfig(),
             evaluations,
             memory,
+            programs,
         )
 
     names = [*arms, *controls]

@@ -22,7 +22,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -122,6 +121,7 @@ class Study:
       compute: how a step is computed.
       evaluations: of the development loss in each training.
       memory: where what is made is kept.
+      programs: what has been compiled for other studies of the same layout.
     """
 
     def __init__(
@@ -135,12 +135,19 @@ class Study:
         compute: ComputeConfig,
         evaluations: int,
         memory: Memory,
+        programs: dict[Any, Any] | None = None,
     ):
         self.run, self.seed, self.memory, self.layout = run, seed, memory, layout
         self.splits: Splits = corpus.splits(run, seed)
         self.design = design.changed({"model.vocab_size": self.splits.vocab_size})
         self.trainer = Trainer(
-            self.design.model, layout, compute, design.batch_size, evaluations, optimizer
+            self.design.model,
+            layout,
+            compute,
+            design.batch_size,
+            evaluations,
+            optimizer,
+            {} if programs is None else programs,
         )
         self.tuner = dataclasses.replace(self.trainer, batch_size=design.tune_batch_size)
         self.real = self._packed("real", (text.tokens for text in self.splits.train))
@@ -327,7 +334,12 @@ class Study:
             prefill_rows=max(1, d.slots // 4),
             chunk=min(128, max(16, longest)),
         )
-        sampler = Sampler(d.model, parameters, config, jax.local_devices())
+        programs, key = self.trainer.programs, ("sample", d.model, config)
+        if key in programs:
+            sampler = programs[key].of(parameters)
+        else:
+            sampler = Sampler(d.model, parameters, config, list(self.layout.mesh.devices.flat))
+        programs[key] = sampler
         found: list[tuple[str, list[int]]] = [("", [])] * len(prompts)
         requests = (
             Request(index, given, key)

@@ -24,6 +24,7 @@ document, X devices.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -427,16 +428,26 @@ class Sampler:
         self.meter = Meter()
         self.devices = list(devices or jax.local_devices())
         self.programs = programs = Programs(model, config, self.devices[0])
-        weights = decoding_weights(model, parameters, config.weight_dtype)
-        if config.cache_dtype is not None:
-            weights = weights._replace(scales=self._calibrate(programs, weights, calibration))
+        self.weights = self._laid_out(parameters, calibration)
         each = np.zeros(len(self.devices))
-        self.weights = jax.pmap(lambda _, w: w, in_axes=(0, None), devices=self.devices)(
-            each, weights
-        )
         self.start = lambda: jax.pmap(lambda _: programs.empty(), devices=self.devices)(each)
         self.prefill = jax.pmap(programs.prefill, devices=self.devices, donate_argnums=1)
         self.decode = jax.pmap(programs.decode, devices=self.devices, donate_argnums=1)
+
+    def of(self, parameters: Any, calibration: Sequence[list[int]] = ()) -> Sampler:
+        """A sampler of other parameters with the programs that are compiled already."""
+        other = copy.copy(self)
+        other.meter, other.weights = Meter(), self._laid_out(parameters, calibration)
+        return other
+
+    def _laid_out(self, parameters: Any, calibration: Sequence[list[int]]) -> Weights:
+        """The parameters, on every device, as they are decoded with."""
+        weights = decoding_weights(self.programs.model, parameters, self.config.weight_dtype)
+        if self.config.cache_dtype is not None:
+            weights = weights._replace(scales=self._calibrate(self.programs, weights, calibration))
+        each = np.zeros(len(self.devices))
+        copied = jax.pmap(lambda _, w: w, in_axes=(0, None), devices=self.devices)
+        return copied(each, weights)
 
     def _calibrate(
         self, programs: Programs, weights: Weights, prompts: Sequence[list[int]]
