@@ -5,6 +5,7 @@
     sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
     sbp pair … --inspect=FILE
     sbp evaluate … --tasks=NAME[,NAME…]
+    sbp results [ARTEFACT…] [--into=FILE] [--name=EXPERIMENT] [--machine=WORDS]
     sbp synthesize --status=DIR [--scope=SCOPE] [--price=DOLLARS] [--json]
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
@@ -54,12 +55,14 @@ STAGES = {
     "bootstrap": "sbp_jax.bootstrap:bootstrap",
     "plan": "sbp_jax.plan.stage:plan",
     "experiment": "sbp_jax.experiment.stage:experiment",
+    "results": "sbp_jax.experiment.results:results",
     "show": "sbp_jax.show.stage:show",
     "import-hf": "sbp_jax.exchange:import_hf",
     "export-hf": "sbp_jax.exchange:export_hf",
     "export-corpus": "sbp_jax.synthesize.export:export_corpus",
 }
 OF_A_PATH = ("import-hf", "export-hf", "export-corpus", "show")
+OF_ANY_PATHS = ("results",)
 # Flags that belong to some stages only.
 OF_STAGES = {
     "topology": ("plan",),
@@ -72,12 +75,16 @@ OF_STAGES = {
     "tasks": ("evaluate",),
     "status": ("synthesize",),
     "price": ("synthesize",),
+    "into": ("results",),
+    "name": ("results",),
+    "machine": ("results",),
     "runner": ("cache", "bootstrap"),
     "runner_option": ("cache", "bootstrap"),
 }
 # What leaves no artefact in a run, and the flags that are about one.
-WITHOUT_A_RUN = ("plan", "export-hf", "export-corpus", "show")
+WITHOUT_A_RUN = ("plan", "export-hf", "export-corpus", "results", "show")
 OF_A_RUN = {"scope", "like", "run_dir", "coordinator", "num_processes", "process_id"}
+OF_GIN = {"gin_file", "gin_search_path"}
 # What stands beside --status, and what stands beside nothing else.
 OF_STATUS = {"stage", "status", "scope", "price", "json", "verbosity"}
 ONLY_OF_STATUS = {"price", "json"}
@@ -106,10 +113,12 @@ def parser() -> Parser:
     )
     result.add_argument("stage", help="one of: " + ", ".join(STAGES))
     result.add_argument(
-        "path",
-        nargs="?",
+        "paths",
+        nargs="*",
+        metavar="path",
         help="import-hf: folder of a Hugging Face model; export-hf: train artefact; export-corpus: "
-        "artefact of synthesize; show: a task (module:attribute) or an artefact's folder",
+        "artefact of synthesize; show: a task (module:attribute) or an artefact's folder; results: "
+        "artefacts of experiment",
     )
     result.add_argument(
         "--gin_file", action="append", default=[], help="may be given several times"
@@ -155,6 +164,11 @@ def parser() -> Parser:
         help="evaluate: tasks of lm-evaluation-harness, e.g. arc_easy,sciq (in gin: "
         "evaluate.tasks)",
     )
+    result.add_argument(
+        "--into", metavar="FILE", help="results: the JSON file, docs/results.json by default"
+    )
+    result.add_argument("--name", help="results: of the experiment, where its artefact has none")
+    result.add_argument("--machine", help="results: that it ran on, where its artefact has none")
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
     result.add_argument("--slices", type=int, help="plan: how many of them")
     result.add_argument(
@@ -194,7 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     arguments, options = arguments[:end], arguments[end + 1 :]
     bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
-    flags = parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
+    # Paths may stand before and behind flags.
+    flags = parser().parse_intermixed_args([a for a in arguments if not a.startswith("--gin.")])
+    flags.path = " ".join(flags.paths) or None
     flags.runner_option = options
     _start_logging(flags.verbosity)
     try:
@@ -223,6 +239,11 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
         return _load("sbp_jax.synthesize.status:status")(
             flags.status, scope, flags.price, flags.json
         )
+    if flags.stage == "results":
+        if bindings:
+            raise UserError("reads no gin: leave out --gin.NAME=VALUE")
+        _load(STAGES["results"])(flags.paths, flags.into, flags.name, flags.machine)
+        return 0
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}
     if flags.stage == "show" and ":" in flags.path:
@@ -272,8 +293,10 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
 
 def _check_arguments(flags: argparse.Namespace) -> None:
     """Refuses what the stage would not look at, and names what it needs."""
-    if (flags.stage in OF_A_PATH) != (flags.path is not None):
-        wanted = "needs a path" if flags.path is None else f"takes no path, and got {flags.path}"
+    number = 1 if flags.stage in OF_A_PATH else 0
+    if flags.stage not in OF_ANY_PATHS and len(flags.paths) != number:
+        takes = f"takes {'one' if number else 'no'} path, and got {flags.path}"
+        wanted = takes if flags.paths else "needs a path"
         raise UserError(f"{wanted}: `sbp --help` tells what there is")
     given = {
         name
@@ -281,6 +304,7 @@ def _check_arguments(flags: argparse.Namespace) -> None:
         if value is not None and value is not False and value != []
     }
     unused = given & (OF_A_RUN if flags.stage in WITHOUT_A_RUN else set())
+    unused |= given & OF_GIN if flags.stage == "results" else set()
     unused -= {"run_dir"} if flags.stage == "show" else set()  # where @artefacts are looked for
     unused |= {name for name in given & set(OF_STAGES) if flags.stage not in OF_STAGES[name]}
     if flags.stage == "synthesize":

@@ -15,11 +15,12 @@ from etils import epath
 from sbp_jax import artifacts
 from sbp_jax.data.concept_world import ConceptDocuments, ConceptWorld
 from sbp_jax.errors import UserError
-from sbp_jax.experiment import checks, stage, statistics
+from sbp_jax.experiment import checks, page, stage, statistics
 from sbp_jax.experiment.corpora import ConceptCorpus
 from sbp_jax.experiment.design import Design, Sweep
 from sbp_jax.experiment.fitting import Settings
 from sbp_jax.experiment.memory import Memory
+from sbp_jax.experiment.results import collect
 from sbp_jax.experiment.study import ARMS, CONTROLS, FURTHER, Choices, Study, SynthesizerSettings
 from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import DecoderConfig
@@ -237,6 +238,18 @@ def test_what_is_chosen_has_the_least_development_loss_of_all_that_was_tried(res
     assert result["oracle_gain_recovered"] == result["arms"]["sbp"]["oracle_gain_recovered"]
     assert len(result["sweeps"]["share"][0]["arms"]["sbp"]["by_seed"]) == 2
     assert len(set(result["arms"]["sbp"]["by_seed"])) == 2
+
+
+def test_what_an_experiment_leaves_is_what_the_page_of_results_takes_in(results):
+    directory, result = results
+    name, entry = collect(directory / "experiment")
+    assert name == directory.name
+    assert {key: entry[key] for key in result} == result
+    assert entry["seconds"] > 0
+    assert "core" in entry["machine"]
+    told = page.render({name: entry}, stem="results")["results.md"]
+    for arm in result["arms"].values():
+        assert f"{arm['heldout_loss']['mean']:.4f} ± " in told
 
 
 def test_an_experiment_that_was_cut_off_gives_the_same_bytes(results, tmp_path, monkeypatch):

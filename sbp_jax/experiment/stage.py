@@ -5,7 +5,7 @@ and every synthesizer's over another. Then each arm is trained with its own on a
 only these are reported. Nothing is chosen by held-out documents.
 
 `result.json` says what came out, and is the same to the last bit when the same seeds are run again
-on the same machine; how long it took stands in the manifest.
+on the same machine, which `provenance.json` tells; how long it took stands in the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from absl import logging
 from sbp_jax import artifacts
 from sbp_jax.data import loader
 from sbp_jax.errors import UserError
-from sbp_jax.experiment import checks, statistics
+from sbp_jax.experiment import checks, provenance, statistics
 from sbp_jax.experiment.design import Design, Sweep
 from sbp_jax.experiment.fitting import Settings
 from sbp_jax.experiment.memory import Memory
@@ -45,6 +45,21 @@ from sbp_jax.train.optimizer import OptimizerConfig
 
 RESULT = "result.json"
 MEMORY = "memory"
+# Those modules of this room that decide what comes out; the others only tell of it.
+CODE = tuple(
+    f"sbp_jax.experiment.{name}"
+    for name in (
+        "checks",
+        "corpora",
+        "design",
+        "fitting",
+        "memory",
+        "pairing",
+        "stage",
+        "statistics",
+        "study",
+    )
+)
 
 
 @configurable
@@ -128,7 +143,7 @@ def experiment(
         },
         inputs=inputs,
         code=(
-            "sbp_jax.experiment",
+            *CODE,
             "sbp_jax.data.concept_world",
             "sbp_jax.data.rows",
             "sbp_jax.model",
@@ -198,6 +213,8 @@ def experiment(
         result["leakage"] = [checks.leakage(one, "sbp", tuned) for one in studies]
         result["cost"] = [one.charge(tuned) for one in studies]
     artifacts.write_atomic(stage.work / RESULT, json.dumps(result, indent=1, sort_keys=True))
+    where = provenance.provenance(run.scope, run.directory.name, run.arguments)
+    artifacts.write_atomic(stage.work / provenance.FILE, json.dumps(where._asdict(), indent=1))
     share = result.get("oracle_gain_recovered")
     logging.info("%s: share of the oracle's gain recovered: %s", run.scope, share)
     stage.commit({"seeds": len(seeds), "arms": len(names), "oracle_gain_recovered": share})

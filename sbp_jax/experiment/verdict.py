@@ -1,0 +1,201 @@
+"""What the figures of an experiment say in words, by bars that are the same for all experiments.
+
+SBP has to lie below repetition, and below every control, by more than `BAR` standard errors of the
+difference over seeds. `ideal`, what a perfect synthesizer would write, is a ceiling and no control.
+What is not met is said as plainly as what is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sbp_jax.report.page import decimal, signed
+from sbp_jax.report.verdict import percent
+
+BAR = 2.0  # standard errors
+FEW_SEEDS = 3
+CEILING = "ideal"
+MET, FAILED, UNKNOWN = "met", "not met", "cannot be told"
+# Arms that are more, or other, than what SBP is to be better than.
+NOT_CONTROLS = ("sbp", "repetition", "oracle", "second_round", "repetition_charged", CEILING)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """What had to be shown, the figures, and what came of it: `MET`, `FAILED` or `UNKNOWN`."""
+
+    claim: str
+    figures: str
+    outcome: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A headline, the bars, how high the ceiling is (if known), and reasons to be careful."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    ceiling: str
+    cautions: tuple[str, ...]
+
+
+def verdict(entry: Mapping[str, Any]) -> Verdict:
+    """The outcome of an experiment."""
+    arms = {**entry["arms"], **entry["controls"]}
+    bars, outcomes = [], {}
+    for name in ("repetition", *_controls(entry)):
+        found = arms[name].get("sbp_lead")
+        if found is not None:
+            what = "the best regularised repetition" if name == "repetition" else name
+            outcomes[name] = outcome(found)
+            claim = f"SBP below {what} by more than {BAR:g} standard errors"
+            bars.append(Bar(claim, lead(found), outcomes[name]))
+    if "sbp" in arms and "oracle" in arms:
+        bars.append(_of_the_oracle(entry))
+    return Verdict(_title(entry, outcomes), tuple(bars), _ceiling(entry), tuple(_cautions(entry)))
+
+
+def outcome(found: Mapping[str, Any]) -> str:
+    """Whether a lead is larger than `BAR` standard errors; unknown where there are none."""
+    if found["standard_errors"] is None:
+        return UNKNOWN
+    return MET if found["standard_errors"] > BAR else FAILED
+
+
+def lead(found: Mapping[str, Any]) -> str:
+    """+0.0310 ± 0.0021 nats per token (14.8 standard errors; 95%: 0.0250 to 0.0370)."""
+    if found["standard_errors"] is None:
+        return f"{signed(found['mean'])} nats per token; no standard error"
+    return (
+        f"{signed(found['mean'])} ± {decimal(found['standard_error'])} nats per token "
+        f"({decimal(found['standard_errors'], 1)} standard errors; 95%: "
+        f"{decimal(found['low'])} to {decimal(found['high'])})"
+    )
+
+
+def share(found: Mapping[str, Any] | None) -> str:
+    """23% (95%: 18% to 28%)."""
+    if found is None or found["mean"] is None:
+        return "undefined"
+    if found["low"] is None:
+        return f"{percent(found['mean'])} (one seed)"
+    return f"{percent(found['mean'])} (95%: {percent(found['low'])} to {percent(found['high'])})"
+
+
+def _controls(entry: Mapping[str, Any]) -> list[str]:
+    """Controls that SBP is to be better than."""
+    return [name for name in entry["controls"] if name not in NOT_CONTROLS]
+
+
+def _of_the_oracle(entry: Mapping[str, Any]) -> Bar:
+    found = entry["arms"]["sbp"].get("oracle_gain_recovered")
+    claim = "a share of the oracle’s gain is recovered: its 95% interval lies above 0"
+    if found is None or found["mean"] is None:
+        return Bar(claim, "undefined: in some seed the oracle gained nothing", UNKNOWN)
+    if found["low"] is None:
+        return Bar(claim, share(found), UNKNOWN)
+    return Bar(claim, share(found), MET if found["low"] > 0 else FAILED)
+
+
+def _title(entry: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
+    if "sbp" not in entry["arms"]:
+        return f"Held-out losses of {len(entry['arms']) + len(entry['controls'])} arms, without SBP"
+    against = entry["arms"]["repetition"]["sbp_lead"]
+    if against["standard_errors"] is None:
+        side = "below" if against["mean"] > 0 else "above"
+        return f"SBP lies {side} repetition, without a standard error: nothing is established"
+    if against["standard_errors"] < -BAR:
+        return "SBP is worse than repetition"
+    if outcomes["repetition"] != MET:
+        return "SBP and repetition are not told apart"
+    controls = {name: found for name, found in outcomes.items() if name != "repetition"}
+    if not controls:
+        return "SBP beats repetition; no control was trained that would say why"
+    unbeaten = [name for name, found in controls.items() if found != MET]
+    if unbeaten:
+        return f"SBP beats repetition, but not {_listed(unbeaten)}"
+    number = (
+        f"all {len(controls)} controls"
+        if len(controls) > 1
+        else f"the control {next(iter(controls))}"
+    )
+    return f"SBP beats repetition and {number}"
+
+
+def _ceiling(entry: Mapping[str, Any]) -> str:
+    arm = {**entry["arms"], **entry["controls"]}.get(CEILING)
+    if arm is None or "oracle_gain_recovered" not in arm:
+        return ""
+    return (
+        f"What a perfect synthesizer would write recovers {share(arm['oracle_gain_recovered'])} of "
+        "the oracle’s gain: that is the ceiling here, and no control that SBP could beat."
+    )
+
+
+def _cautions(entry: Mapping[str, Any]) -> list[str]:
+    found = []
+    seeds, arms = len(entry["seeds"]), {**entry["arms"], **entry["controls"]}
+    if seeds == 1:
+        found.append("One seed has no standard error: whatever it shows may be chance.")
+    elif seeds < FEW_SEEDS:
+        found.append(f"{seeds} seeds say little about the spread between seeds.")
+    if "sbp" in arms and not _controls(entry):
+        found.append("No control was trained: a gain could come from any other text as well.")
+    edges = [text for name in arms if (text := _edge(entry, name))]
+    if edges:
+        found.append(
+            "Chosen settings at the edge of what was tried, beyond which might lie better ones: "
+            f"{'; '.join(edges)}."
+        )
+    falling = [
+        name
+        for name, arm in arms.items()
+        if arm["steps"] and _median(arm["step_by_seed"]) >= arm["steps"]
+    ]
+    if falling:
+        found.append(
+            f"Development loss was least at the last step in {_listed(falling)}: with more steps "
+            "it might have fallen on."
+        )
+    outside = [
+        one["seeds_in_train"] for one in entry.get("leakage", ()) if one["seeds_in_train"] < 1
+    ]
+    if outside:
+        found.append(
+            f"In {len(outside)} of {seeds} seeds some synthetic documents have seeds outside "
+            "D_pretrain: held-out text may have leaked."
+        )
+    leaked = [one for one in entry.get("leakage", ()) if one["difference"]["low"] > 0]
+    if leaked:
+        found.append(
+            f"In {len(leaked)} of {seeds} seeds the synthetic text has more n-grams of held-out "
+            "documents than chance would give (95% interval above 0)."
+        )
+    return found
+
+
+def _edge(entry: Mapping[str, Any], name: str) -> str:
+    """`sbp dropout 0`, of settings that were least or most of those tried."""
+    tried, chosen = (
+        entry["tuning"].get(name, []),
+        entry["arms" if name in entry["arms"] else "controls"],
+    )
+    parts = []
+    for key, value in chosen[name]["settings"].items():
+        values = sorted({one[key] for one in tried if key in one})
+        # No dropout and no weight decay are no edges: less there is not.
+        if len(values) > 1 and value in (values[0], values[-1]) and value != 0:
+            parts.append(f"{key.replace('_', ' ')} {value:g}")
+    return f"{name} {', '.join(parts)}" if parts else ""
+
+
+def _median(values: Sequence[int]) -> int:
+    return sorted(values)[len(values) // 2]
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
