@@ -1,4 +1,5 @@
-# make demo · make test · make check · make faults: each builds .venv by itself when it must.
+# make demo · make test · make check · make faults · make experiment: each builds .venv by itself
+# when it must.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ READY := $(VENV)/.ready
 # JAX needs 3.12 or newer, ScaNN has no wheel past 3.13; Debian may leave ensurepip out.
 FITS := 'import ensurepip, sys, venv; sys.exit(not (3, 12) <= sys.version_info[:2] <= (3, 13))'
 
-.PHONY: demo test check faults format lock clean
+.PHONY: demo test check faults experiment format lock clean
 
 demo: $(READY)
 	$(BIN)/sbp bootstrap --gin_file=experiments/pydocs.gin
@@ -24,6 +25,14 @@ check: $(READY)
 KILLS := 200
 faults: $(READY)
 	$(BIN)/python tests/faults/synthesize.py --kills=$(KILLS)
+
+# The evidence: some hours on two cores. Cut off, it goes on where it was.
+EVIDENCE := concept_world_minutes concept_world_hours concept_world_sweeps
+experiment: $(READY)
+	for name in $(EVIDENCE); do \
+		$(BIN)/sbp experiment --gin_file=evidence/$$name.gin || exit; \
+	done
+	$(BIN)/sbp results $(EVIDENCE:%=runs/%/experiment)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

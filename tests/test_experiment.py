@@ -17,7 +17,8 @@ from sbp_jax.data.concept_world import ConceptDocuments, ConceptWorld
 from sbp_jax.errors import UserError
 from sbp_jax.experiment import checks, page, stage, statistics
 from sbp_jax.experiment.corpora import ConceptCorpus
-from sbp_jax.experiment.design import Design, Sweep
+from sbp_jax.experiment.design import BASE, SYNTHESIZER, Design, Sweep
+from sbp_jax.experiment.design import CORPUS as OF_CORPUS
 from sbp_jax.experiment.fitting import Settings
 from sbp_jax.experiment.memory import Memory
 from sbp_jax.experiment.results import collect
@@ -295,6 +296,25 @@ def test_another_design_is_refused_and_nothing_overwritten(results):
 def test_a_mistake_is_named(tmp_path, changes, named):
     with pytest.raises(UserError, match=named):
         experiment(tmp_path, **changes)
+
+
+def test_a_change_makes_anew_what_hangs_on_it_and_nothing_else(tmp_path):
+    names = {
+        name: {
+            "base": other._name("arms", "repetition", BASE),
+            "synthesizer": other._name("synthesizers", "related", SYNTHESIZER),
+            "corpus": other._name("corpora", "sbp", OF_CORPUS),
+        }
+        for name, other in {
+            "same": study_in(tmp_path),
+            "share": study_in(tmp_path, share=0.5),
+            "alpha": study_in(tmp_path, alpha=0.2),
+            "passes": study_in(tmp_path, passes=9.0),
+        }.items()
+    }
+    same = names.pop("same")
+    kept = {name: {k for k in same if same[k] == other[k]} for name, other in names.items()}
+    assert kept == {"share": {"base", "synthesizer"}, "alpha": {"base"}, "passes": set()}
 
 
 def test_a_sweep_changes_the_design_and_its_model():

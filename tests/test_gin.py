@@ -14,6 +14,11 @@ from sbp_jax.data import tasks
 
 GIN = pathlib.Path(__file__).parent.parent / "gin"
 EXPERIMENTS = sorted(str(p.relative_to(GIN)) for p in (GIN / "experiments").glob("*.gin"))
+EVIDENCE = sorted(
+    str(p.relative_to(GIN))
+    for p in (GIN / "evidence").glob("*.gin")
+    if p.name != "concept_world.gin"
+)
 HARDWARE = sorted(str(p.relative_to(GIN)) for p in (GIN / "hardware").glob("*.gin"))
 
 
@@ -75,3 +80,16 @@ def test_an_experiment_says_what_it_is_for(path):
     head = (GIN / path).read_text().split("\n\n")[0]
     for word in ("# Question:", "# Command:", "# Hardware:"):
         assert word in head
+
+
+@pytest.mark.parametrize("experiment", EVIDENCE)
+def test_an_experiment_of_the_evidence_is_whole(experiment):
+    """It says what it asks before it is run, and its design can be made."""
+    text = (GIN / experiment).read_text()
+    for told in ("# Question:", "# Command:", "# Hardware:", "# Criterion:"):
+        assert told in text
+    cli.configure([experiment], [])
+    bound = gin.get_bindings("experiment")
+    assert gin.REQUIRED not in bound.values()
+    assert bound["design"].tune_steps > 0
+    assert bound["corpus"].inputs is not None

@@ -10,6 +10,26 @@ from sbp_jax.errors import UserError
 from sbp_jax.model.decoder import DecoderConfig
 from sbp_jax.settings import configurable
 
+# On which fields of a design each thing hangs that is made once for all arms or changes of a sweep.
+BASE = ("model", "row_length", "batch_size", "passes")
+PAIRS = (
+    *BASE,
+    "embedder",
+    "alpha",
+    "neighbours",
+    "near_duplicates",
+    "max_pairs_per_document",
+)
+SYNTHESIZER = (
+    *PAIRS,
+    "pair_length",
+    "seed_length",
+    "target_length",
+    "tune_steps",
+    "tune_batch_size",
+)
+CORPUS = (*SYNTHESIZER, "share", "temperature", "top_p", "slots")
+
 
 @configurable
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +90,10 @@ class Design:
                 f"Design.pair_length = {self.pair_length}: a pair has up to seed_length + 1 + "
                 f"target_length = {self.seed_length + 1 + self.target_length} tokens"
             )
+
+    def part(self, fields: Sequence[str]) -> dict[str, Any]:
+        """Some of its fields, by name."""
+        return {name: getattr(self, name) for name in fields}
 
     def changed(self, changes: Mapping[str, Any]) -> Design:
         """With other values of some fields, or of the model's as `model.width`.

@@ -29,7 +29,7 @@ from sbp_jax import artifacts
 from sbp_jax.data.rows import document_piece, pair_piece, prompt, split
 from sbp_jax.errors import UserError
 from sbp_jax.experiment.corpora import Corpus, Splits
-from sbp_jax.experiment.design import Design
+from sbp_jax.experiment.design import BASE, CORPUS, PAIRS, SYNTHESIZER, Design
 from sbp_jax.experiment.fitting import Fit, Rows, Settings, Trainer, pack_rows
 from sbp_jax.experiment.memory import Memory
 from sbp_jax.experiment.pairing import Pairing, find_pairs
@@ -56,6 +56,13 @@ SYNTHESIZERS = {
     "from_scratch": "scratch",
     "shuffled_seeds": "related",
     "second_round": "second",
+}
+# On which fields of the design an arm hangs, where not on all.
+READ = {
+    "repetition": BASE,
+    "oracle": BASE,
+    "ideal": (*BASE, "share"),
+    "augmentation": (*BASE, "share", "augmentation"),
 }
 FORWARD_SHARE = 1 / 3  # of a training step's operations: a forward pass, and twice that backward
 SNAPSHOTS = 20  # of the base model, evenly over its training
@@ -175,7 +182,9 @@ class Study:
         """
         settings = settings or choices.arms[name]
         return self.memory.fit(
-            self._name("arms", name, settings, self._made_with(name, choices)),
+            self._name(
+                "arms", name, READ.get(name, CORPUS), settings, self._made_with(name, choices)
+            ),
             lambda: self._train(name, choices, settings),
         )
 
@@ -193,8 +202,9 @@ class Study:
             found += [choices.arms["sbp"], *self._made_with("sbp", choices)]
         return found
 
-    def _name(self, folder: str, name: str, *identity: Any) -> str:
-        digest = artifacts.digest(artifacts.plain([self.design, *identity]))[:12]
+    def _name(self, folder: str, name: str, fields: Sequence[str], *identity: Any) -> str:
+        """Of what hangs on some fields of the design, and on what else identifies it."""
+        digest = artifacts.digest(artifacts.plain([self.design.part(fields), *identity]))[:12]
         return f"seed_{self.seed}/{folder}/{name}-{digest}"
 
     def _train(self, name: str, choices: Choices, settings: Settings) -> Fit:
@@ -261,7 +271,7 @@ class Study:
 
     def _part(self, name: str, choices: Choices, start: int, count: int) -> list[Written]:
         kept = self.memory.record(
-            self._name("corpora", f"{name}-{start}", count, self._made_with(name, choices)),
+            self._name("corpora", f"{name}-{start}", CORPUS, count, self._made_with(name, choices)),
             lambda: self._write(name, choices, range(start, start + count)),
         )
         return [Written(*fields) for fields in kept]
@@ -364,7 +374,7 @@ class Study:
         if kind == "second":
             before += [choices.arms["sbp"], *self._made_with("sbp", choices)]
         return self.memory.fit(
-            self._name("synthesizers", kind, settings, before),
+            self._name("synthesizers", kind, SYNTHESIZER, settings, before),
             lambda: self._tune(kind, choices, settings),
         )
 
@@ -401,7 +411,7 @@ class Study:
     def pairing(self, choices: Choices) -> Pairing:
         """Related documents."""
         kept = self.memory.record(
-            self._name("pairs", "pairs", choices.arms["repetition"]),
+            self._name("pairs", "pairs", PAIRS, choices.arms["repetition"]),
             lambda: find_pairs(
                 self.run, self.splits, self.design, self.base(choices, 1.0), self.layout
             ),
