@@ -16,7 +16,7 @@ from sbp_jax import artifacts
 from sbp_jax.data.concept_world import ConceptDocuments, ConceptWorld
 from sbp_jax.errors import UserError
 from sbp_jax.experiment import checks, page, stage, statistics
-from sbp_jax.experiment.corpora import ConceptCorpus
+from sbp_jax.experiment.corpora import ConceptCorpus, TextCorpus
 from sbp_jax.experiment.design import BASE, SYNTHESIZER, Design, Sweep
 from sbp_jax.experiment.design import CORPUS as OF_CORPUS
 from sbp_jax.experiment.fitting import Settings
@@ -289,6 +289,11 @@ def test_another_design_is_refused_and_nothing_overwritten(results):
         ({"arms": ["sbp", "oracle"]}, "repetition"),
         ({"controls": ["rephrased"]}, "rephrased"),
         ({"seeds": [1000]}, "tuning_seed"),
+        ({"corpus": TextCorpus(), "controls": ["ideal"]}, "ideal"),
+        ({"sweeps": [Sweep("depth", [{"model.depth": 3}])]}, "depth"),
+        ({"sweeps": [Sweep("share", [{"share": 1.5}])]}, "share"),
+        ({"sweeps": [Sweep("share", [{"share": 0.1}], ["spb"])]}, "spb"),
+        ({"synthesizer_grid": {"start": [0.0], "learning_rate": [1e-2]}}, "start"),
         ({"grid": {"dropout": [0.0]}}, "learning_rate"),
         ({"grid": {"learning_rate": [1e-2], "momentum": [0.9]}}, "momentum"),
     ],

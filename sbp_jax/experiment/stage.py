@@ -24,6 +24,7 @@ from sbp_jax import artifacts
 from sbp_jax.data import loader
 from sbp_jax.errors import UserError
 from sbp_jax.experiment import checks, provenance, statistics
+from sbp_jax.experiment.corpora import ConceptCorpus
 from sbp_jax.experiment.design import Design, Sweep
 from sbp_jax.experiment.fitting import Settings
 from sbp_jax.experiment.memory import Memory
@@ -112,6 +113,16 @@ def experiment(
             f"experiment.arms = {list(arms)}, controls = {list(controls)}: expected `repetition` "
             f"and some of {list(known)}"
         )
+    if "ideal" in controls and not isinstance(corpus, ConceptCorpus):
+        raise UserError(
+            "experiment.controls: `ideal` is of a concept world, whose facts are known: leave it "
+            f"out for {type(corpus).__name__}"
+        )
+    for sweep in sweeps:  # or a mistake would be told after hours
+        if not isinstance(sweep, Sweep) or not set(sweep.arms) <= set(known):
+            raise UserError(f"experiment.sweeps: {sweep!r}: expected a Sweep of arms of {known}")
+        for changes in sweep.changes:
+            design.changed(changes)
     if not seeds or len(set(seeds)) < len(seeds) or tuning_seed in seeds:
         raise UserError(
             f"experiment.seeds = {list(seeds)}: expected different ones, and not tuning_seed = "
@@ -179,7 +190,6 @@ def experiment(
     losses = {name: _losses(studies, name, tuned) for name in names}
     swept = {}
     for sweep in sweeps:
-        assert isinstance(sweep, Sweep)
         swept[sweep.name] = _sweep(sweep, study, seeds, tuning_seed, tuned, grid, of_synthesizers)
     result = {
         "question": question,
@@ -252,9 +262,7 @@ def tune(
         if any(SYNTHESIZERS.get(name) == kind for name in (*names, *_base_of(names))):
             choose_synthesizer(kind)
     for name in names:
-        if name == "repetition_charged":
-            choices.arms[name] = choices.arms["repetition"]
-        elif name not in ("repetition", "second_round"):
+        if name not in ("repetition", "second_round", "repetition_charged"):
             choose(name)
     if "second_round" in names:
         choose_synthesizer("second")
@@ -367,7 +375,17 @@ def _combinations(grid: Mapping[str, Sequence[float]]) -> list[Settings]:
 
 
 def _of_synthesizers(grid: Mapping[str, Sequence[float]]) -> list[SynthesizerSettings]:
+    """All settings of a grid of synthesizers.
+
+    Raises:
+      UserError: a field is unknown or missing, or a start no share of the base model's training.
+    """
     rest = {name: values for name, values in grid.items() if name != "start"}
+    if any(not 0 < start <= 1 for start in grid.get("start", ())):
+        raise UserError(
+            f"experiment.synthesizer_grid['start'] = {list(grid['start'])}: expected shares of the "
+            "base model's training, above 0 and up to 1"
+        )
     return [
         SynthesizerSettings(start, settings)
         for start in grid.get("start", (1.0,))
