@@ -37,11 +37,11 @@ def write_corpus(folder: pathlib.Path, copies: int) -> int:
 
     A copy's documents differ in their ids and their first word.
     """
-    from tasks import docstrings
+    from tasks import installed
 
     folder.mkdir()
     size = 0
-    documents = docstrings.documents(min_characters=400)
+    documents = installed.documents(installed.Wanted(min_characters=400))
     with (folder / "text.jsonl").open("w") as file:
         for copy in range(copies):
             for document in documents:

@@ -82,9 +82,10 @@ def real(count: int) -> np.ndarray:
     """Unit vectors float32 [n, D] of docstrings and pieces; n is `count`, or what there is."""
     from sbp_jax import artifacts
     from sbp_jax.pair.embedders import TfidfEmbedder
-    from tasks import docstrings
+    from tasks import installed
 
-    texts = [document.text for document in docstrings.documents(min_characters=400)][:count]
+    wanted = installed.Wanted(min_characters=400)
+    texts = [document.text for document in installed.documents(wanted)][:count]
     texts += [text for text, _ in zip(pieces(), range(count - len(texts)), strict=False)]
     run = artifacts.Run(pathlib.Path(), "embed")  # which this embedder reads nothing of
     vectors = TfidfEmbedder(dimensions=DIMENSIONS).fit(run, texts)(texts).vectors
@@ -255,9 +256,10 @@ def near_duplicates() -> dict[str, Any]:
     from sbp_jax.data.documents import Document
     from sbp_jax.pair import filters
     from sbp_jax.text.shingles import shingles
-    from tasks import docstrings
+    from tasks import installed
 
-    texts = [document.text for document in docstrings.documents(min_characters=400)]
+    wanted = installed.Wanted(min_characters=400)
+    texts = [document.text for document in installed.documents(wanted)]
     chosen = np.random.default_rng(0).permutation(len(texts))[:DOCUMENTS]
     documents = [Document(str(i), texts[i]) for i in chosen]
     sets = [shingles(document.text) for document in documents]

@@ -36,8 +36,8 @@ from absl import logging
 
 from sbp_jax.errors import UserError
 from sbp_jax.text import near_duplicates, shingles, splits
-from tasks import docstrings
-from tasks.docstrings import Docstring
+from tasks import installed
+from tasks.installed import TEXTS, Document, Wanted
 
 SPLITS = ("train", "oracle", "dev", "heldout")
 
@@ -47,7 +47,9 @@ class Settings:
     """What decides the documents and their splits, beside the environment.
 
     Attributes:
+      text: `docstrings` or `functions`, which are documents here too, by their source.
       min_characters: the shortest document.
+      max_characters: the longest.
       threshold: containment of 13-word shingles from which two documents are near-duplicates.
       heldout_share: of the clusters, to `heldout`; each share must be enough for a document.
       dev_share: of the clusters, to `dev`.
@@ -55,14 +57,23 @@ class Settings:
       project: the distribution whose requirements are read.
     """
 
+    text: str = "docstrings"
     min_characters: int = 400
+    max_characters: int = 1_000_000
     threshold: float = 0.5
     heldout_share: float = 0.03
     dev_share: float = 0.01
     train_share: float = 0.008
-    project: str = docstrings.PROJECT
+    project: str = installed.PROJECT
 
     def __post_init__(self):
+        if self.text not in TEXTS:
+            raise UserError(f"pydocs: text {self.text!r}: expected one of {', '.join(TEXTS)}")
+        if self.min_characters > self.max_characters:
+            raise UserError(
+                f"pydocs: no document has at least {self.min_characters} and at most "
+                f"{self.max_characters} characters"
+            )
         shares = (self.heldout_share, self.dev_share, self.train_share)
         if min(shares) < 0 or self.heldout_share + self.dev_share >= 1 or self.train_share > 1:
             raise UserError(
@@ -97,11 +108,12 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager  # nothing is downloaded
         settings = self.builder_config.settings
-        documents = docstrings.documents(settings.min_characters, settings.project)
+        wanted = Wanted(settings.text, settings.min_characters, settings.max_characters)
+        documents = installed.documents(wanted, settings.project)
         if not documents:
             raise UserError(
-                f"pydocs: no docstring of {settings.min_characters} characters or more was found "
-                f"in what {settings.project} requires"
+                f"pydocs: none of the {wanted.text} of what {settings.project} requires has "
+                f"{wanted.min_characters:,} to {wanted.max_characters:,} characters"
             )
         dealt = split(documents, settings)
         if empty := [name for name in SPLITS if not dealt[name]]:
@@ -111,14 +123,14 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
             )
         return {name: self._generate_examples(dealt[name]) for name in SPLITS}
 
-    def _generate_examples(self, documents: Sequence[Docstring]):
+    def _generate_examples(self, documents: Sequence[Document]):
         for document in documents:
             yield document.id, dataclasses.asdict(document)
 
 
 def split(
-    documents: Sequence[Docstring], settings: Settings | None = None
-) -> dict[str, list[Docstring]]:
+    documents: Sequence[Document], settings: Settings | None = None
+) -> dict[str, list[Document]]:
     """Deals documents to the splits, near-duplicates to the same; see `splits.deal`.
 
     No document of `dev` or `heldout` has a near-duplicate in any other split; `oracle` holds
@@ -132,7 +144,7 @@ def split(
         dev_share=settings.dev_share,
         threshold=settings.threshold,
     )
-    found: dict[str, list[Docstring]] = {name: [] for name in SPLITS}
+    found: dict[str, list[Document]] = {name: [] for name in SPLITS}
     for document, name in zip(documents, dealt, strict=True):
         if name != "train":
             found[name].append(document)
@@ -144,7 +156,7 @@ def split(
 
 
 def near_duplicates_across_splits(
-    members: Mapping[str, Sequence[Docstring]], threshold: float
+    members: Mapping[str, Sequence[Document]], threshold: float
 ) -> int:
     """How many documents of `dev` or `heldout` have a near-duplicate in another split.
 
@@ -199,17 +211,17 @@ def _builder(settings: Settings) -> Pydocs:
 
 def fingerprint(settings: Settings) -> str:
     """16 hex digits of everything that decides the data set: environment, settings and code."""
-    record = hashlib.sha256(docstrings.fingerprint(settings.project).encode())
+    record = hashlib.sha256(installed.fingerprint(settings.project).encode())
     record.update(repr(settings).encode())
-    for module in (docstrings, near_duplicates, shingles, splits, sys.modules[__name__]):
+    for module in (installed, near_duplicates, shingles, splits, sys.modules[__name__]):
         record.update(inspect.getsource(module).encode())
     return record.hexdigest()[:16]
 
 
-def documents(name: str, settings: Settings | None = None) -> Iterator[Docstring]:
+def documents(name: str, settings: Settings | None = None) -> Iterator[Document]:
     """The documents of a split, in the order of the data set."""
     for example in tfds.as_numpy(builder(settings).as_dataset(split=name)):
-        yield Docstring(**{key: value.decode() for key, value in example.items()})
+        yield Document(**{key: value.decode() for key, value in example.items()})
 
 
 def register(

@@ -1,4 +1,4 @@
-"""The corpus of docstrings: what is read, how it is dealt to splits, and that nothing leaks."""
+"""The corpora of docstrings and functions: what is read, how it is split, what leaks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from sbp_jax.errors import UserError
 from sbp_jax.text import splits
-from tasks import docstrings, pydocs
-from tasks.docstrings import Docstring
+from tasks import installed, pydocs
+from tasks.installed import Document, Wanted
 
 LONG = "A sentence that is long enough to be kept. " * 4  # 171 characters once stripped
 
@@ -40,20 +40,22 @@ def site(tmp_path, monkeypatch):
             (root / path).write_bytes(content)
         (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
 
-    docstrings.fingerprint.cache_clear()
+    installed.fingerprint.cache_clear()
     yield install
-    docstrings.fingerprint.cache_clear()
+    installed.fingerprint.cache_clear()
 
 
 @pytest.fixture
 def no_standard_library(monkeypatch):
-    monkeypatch.setattr(docstrings, "_standard_library_files", lambda root: [])
+    monkeypatch.setattr(installed, "_standard_library_files", lambda root: [])
 
 
-def found_in(source: str, tmp_path, min_characters: int = 20) -> dict[str, str]:
+def found_in(source: str, tmp_path, wanted: Wanted | None = None) -> dict[str, str]:
     path = tmp_path / "m.py"
     path.write_text(textwrap.dedent(source))
-    made = docstrings.docstrings(docstrings.Source("p", "pkg.m", path), min_characters)
+    made = installed.extract(
+        installed.Source("p", "pkg.m", path), wanted or Wanted(min_characters=20)
+    )
     return {d.name: d.text for d in made}
 
 
@@ -101,13 +103,40 @@ def test_docstrings_of_all_definitions_with_their_qualified_names(tmp_path):
     assert list(found_in(source, tmp_path).items()) == list(expected.items())
 
 
+def test_functions_by_their_source_without_decorators_and_indentation(
+    tmp_path,
+):
+    source = '''
+        # A form feed ends no line: \f
+        """The module's docstring."""
+        @decorated
+        def plain(a, *, b=1):
+            """Its docstring belongs to it."""
+            return a + b   \t
+        class Outer:
+            async def method(self):
+
+                return self
+            def short(self): pass
+            def long(self):
+                return "%s"
+    ''' % ("x" * 100)
+    wanted = Wanted("functions", min_characters=30, max_characters=90)
+    assert found_in(source, tmp_path, wanted) == {
+        "pkg.m.plain": (
+            'def plain(a, *, b=1):\n    """Its docstring belongs to it."""\n    return a + b'
+        ),
+        "pkg.m.Outer.method": "async def method(self):\n\n    return self",
+    }
+
+
 def test_nothing_is_imported_and_nothing_unreadable_stops_the_reading(tmp_path):
     run = f'"""{LONG}"""\nraise SystemExit("this file was run")'
     assert len(found_in(run, tmp_path)) == 1
     assert found_in("def broken(:\n    pass", tmp_path) == {}
     assert found_in(f'"""{LONG} \\ud800 {LONG}"""', tmp_path) == {}
-    gone = docstrings.Source("p", "gone", tmp_path / "gone.py")
-    assert docstrings.docstrings(gone, 1) == []
+    gone = installed.Source("p", "gone", tmp_path / "gone.py")
+    assert installed.extract(gone, Wanted()) == []
 
 
 def test_requirements_are_followed_without_extras(site):
@@ -117,18 +146,18 @@ def test_requirements_are_followed_without_extras(site):
     site("c", ["A", "root", "f ; python_version < '3'"])  # a circle
     for name in ("d", "e", "f", "tool", "Unrelated"):
         site(name)
-    assert list(docstrings.distributions("root")) == ["a", "b", "c", "d"]
+    assert list(installed.distributions("root")) == ["a", "b", "c", "d"]
 
 
 def test_the_corpus_is_what_the_project_needs_and_no_development_tool():
-    names = set(docstrings.distributions())
+    names = set(installed.distributions())
     assert {"numpy", "scipy", "jax", "tensorflow", "flax"} <= names
     assert not {"pytest", "hypothesis", "mypy", "ruff", "sbp-jax"} & names
 
 
 def test_a_project_without_metadata_is_a_clear_error():
     with pytest.raises(UserError, match=r"no-such-project is not installed.*pip install"):
-        docstrings.distributions("no-such-project")
+        installed.distributions("no-such-project")
 
 
 def test_documents_are_unique_and_named_after_where_they_first_stand(
@@ -149,19 +178,19 @@ def test_documents_are_unique_and_named_after_where_they_first_stand(
         },
     )
     for processes in (1, 2):
-        found = docstrings.documents(100, "root", processes=processes)
+        found = installed.documents(Wanted(min_characters=100), "root", processes=processes)
         assert [(d.name, d.package) for d in found] == [("a.b", "a"), ("a.c", "a")]
-    assert found[0].id == docstrings.document_id(f"{LONG} One.")
+    assert found[0].id == installed.document_id(f"{LONG} One.")
     assert found[0].id != found[1].id
     assert len(found[0].id) == 16
-    assert docstrings.documents(10_000, "root") == []
-    monkeypatch.setattr(docstrings.sys, "executable", "false")
+    assert installed.documents(Wanted(min_characters=10_000), "root") == []
+    monkeypatch.setattr(installed.sys, "executable", "false")
     with pytest.raises(RuntimeError, match="parses docstrings ended with 1"):
-        docstrings.documents(100, "root")
+        installed.documents(Wanted(min_characters=100), "root")
 
 
 def test_the_standard_library_is_read_without_its_tests():
-    modules = {s.module for s in docstrings.sources() if s.package == "python"}
+    modules = {s.module for s in installed.sources() if s.package == "python"}
     assert {"argparse", "json.decoder", "concurrent.futures.thread"} <= modules
     assert not any("test" in module.split(".") or "numpy" in module for module in modules)
 
@@ -170,8 +199,8 @@ def test_the_fingerprint_changes_with_the_environment_and_nothing_else(
     site, no_standard_library, monkeypatch
 ):
     def taken():
-        docstrings.fingerprint.cache_clear()
-        return docstrings.fingerprint("root")
+        installed.fingerprint.cache_clear()
+        return installed.fingerprint("root")
 
     site("root", ["a", "b", "c"])
     site("a", files={"a.py": b"x = 1"})
@@ -182,18 +211,22 @@ def test_the_fingerprint_changes_with_the_environment_and_nothing_else(
     site("b", version="1.0")
     with_b = taken()
     assert with_b != alone
-    docstrings.distributions("root")["a"].locate_file("a.py").write_bytes(b"x = 10")
+    installed.distributions("root")["a"].locate_file("a.py").write_bytes(b"x = 10")
     assert taken() not in (alone, with_b)
     before = taken()
-    monkeypatch.setattr(docstrings.sys, "version_info", (3, 99, 0))
+    monkeypatch.setattr(installed.sys, "version_info", (3, 99, 0))
     assert taken() != before
 
 
 def test_settings_have_data_sets_of_their_own():
     default = pydocs.Settings()
     assert pydocs.fingerprint(default) == pydocs.fingerprint(pydocs.Settings())
-    others = [pydocs.Settings(train_share=0.06), pydocs.Settings(min_characters=399)]
-    assert len({pydocs.fingerprint(s) for s in (default, *others)}) == 3
+    others = [
+        pydocs.Settings(train_share=0.06),
+        pydocs.Settings(min_characters=399),
+        pydocs.Settings(text="functions"),
+    ]
+    assert len({pydocs.fingerprint(s) for s in (default, *others)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -203,6 +236,8 @@ def test_settings_have_data_sets_of_their_own():
         {"train_share": 1.5},
         {"heldout_share": 0.6, "dev_share": 0.4},
         {"threshold": 0.0},
+        {"text": "comments"},
+        {"min_characters": 11, "max_characters": 10},
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong):
@@ -210,11 +245,11 @@ def test_settings_that_mean_nothing_are_refused(wrong):
         pydocs.Settings(**wrong)
 
 
-def document(text: str) -> Docstring:
-    return Docstring(docstrings.document_id(text), "name", "package", text)
+def document(text: str) -> Document:
+    return Document(installed.document_id(text), "name", "package", text)
 
 
-def made_up(clusters: int, sizes=(1, 1, 2, 3), seed: int = 0) -> list[list[Docstring]]:
+def made_up(clusters: int, sizes=(1, 1, 2, 3), seed: int = 0) -> list[list[Document]]:
     """Clusters of near-duplicates: 40 words of their own, the last few different in each copy."""
     rng = random.Random(seed)
     made = []
@@ -225,7 +260,7 @@ def made_up(clusters: int, sizes=(1, 1, 2, 3), seed: int = 0) -> list[list[Docst
     return made
 
 
-def where(splits: dict[str, list[Docstring]]) -> dict[str, str]:
+def where(splits: dict[str, list[Document]]) -> dict[str, str]:
     """The split of each document; a document of the oracle alone is in `oracle`."""
     return {d.id: name for name in ("oracle", "train", "dev", "heldout") for d in splits[name]}
 
@@ -346,14 +381,14 @@ def test_tasks_read_the_splits_through_seqio(real):
         assert task.num_input_examples("train") == len(expected)
         examples = list(task.get_dataset(None, "train", shuffle=False).as_numpy_iterator())
         read = [
-            Docstring(*(e[key].decode() for key in ("id", "name", "package")), text)
+            Document(*(e[key].decode() for key in ("id", "name", "package")), text)
             for e in examples
             for text in [e["targets_pretokenized"].decode()]
         ]
         assert read == expected
         assert vocabulary.decode(examples[0]["targets"].tolist()) == expected[0].text
         assert all(len(d.text) >= 400 for d in expected)
-        assert all(docstrings.document_id(d.text) == d.id for d in expected)
+        assert all(installed.document_id(d.text) == d.id for d in expected)
 
 
 def test_a_prepared_data_set_is_not_made_again_and_is_the_same_when_it_is(
@@ -368,7 +403,7 @@ def test_a_prepared_data_set_is_not_made_again_and_is_the_same_when_it_is(
     first.rename(tmp_path / "moved")
     assert pydocs.builder(settings).data_path == first
     assert {p.name: p.read_bytes() for p in first.glob("*.tfrecord*")} == files
-    monkeypatch.setattr(docstrings, "documents", lambda *_: pytest.fail("prepared once more"))
+    monkeypatch.setattr(installed, "documents", lambda *_: pytest.fail("prepared once more"))
     pydocs.builder(settings)
 
 
@@ -378,7 +413,7 @@ def test_a_data_set_that_another_process_finished_first_is_taken(
     site("root", ["einops", "absl-py"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     settings = pydocs.Settings(**SHARES, project="root")
-    extract, others = docstrings.documents, []
+    extract, others = installed.documents, []
 
     def slowly(*arguments):
         found = extract(*arguments)
@@ -387,7 +422,7 @@ def test_a_data_set_that_another_process_finished_first_is_taken(
             others.append(pydocs.builder(settings).data_path)
         return found
 
-    monkeypatch.setattr(docstrings, "documents", slowly)
+    monkeypatch.setattr(installed, "documents", slowly)
     made = pydocs.builder(settings)
     assert made.data_path == others[1]
     assert made.is_prepared()
@@ -413,5 +448,5 @@ def test_no_documents_is_a_clear_error(site, no_standard_library, tmp_path, monk
     site("empty", files={"empty.py": b""})
     site("root", ["empty"])
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    with pytest.raises(UserError, match="no docstring of 400 characters or more"):
+    with pytest.raises(UserError, match="none of the docstrings of what root requires has 400"):
         pydocs.builder(pydocs.Settings(**SHARES, project="root"))

@@ -1,4 +1,4 @@
-"""Documents from an installation: the docstrings of the standard library and of what is installed.
+"""Documents from an installation: docstrings or functions of the standard library and of packages.
 
 Source files are parsed with `ast`, nothing of them is imported or run. Which packages are read
 follows from the metadata of this project alone: its requirements and theirs, without extras such
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import os
@@ -22,9 +23,11 @@ import re
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 
@@ -37,6 +40,7 @@ STANDARD_LIBRARY = "python"
 # Tests and bundled copies of other packages: either written for no reader, or another's text.
 _LEFT_OUT = {"test", "tests", "testdata", "site-packages", "dist-packages", "__pycache__"}
 _FILES_A_TASK = 100
+TEXTS = ("docstrings", "functions")
 _DEFINITIONS = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -50,8 +54,8 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Docstring:
-    """A document: a cleaned docstring, its hash, where it stands and in which package."""
+class Document:
+    """A docstring or a function: its cleaned text, its hash, where it stands, in which package."""
 
     id: str
     name: str
@@ -136,16 +140,30 @@ def fingerprint(project: str = PROJECT) -> str:
     return hashlib.sha256(record.encode()).hexdigest()[:16]
 
 
-def documents(
-    min_characters: int, project: str = PROJECT, processes: int | None = None
-) -> list[Docstring]:
-    """Every distinct docstring of at least so many characters, in the order of `sources`.
+class Wanted(NamedTuple):
+    """What counts as a document.
 
-    Two docstrings are the same document when they differ in white space only; it then has the name
+    Attributes:
+      text: one of `TEXTS`.
+      min_characters: of the shortest document, after cleaning.
+      max_characters: of the longest.
+    """
+
+    text: str = "docstrings"
+    min_characters: int = 1
+    max_characters: int = sys.maxsize
+
+
+def documents(
+    wanted: Wanted, project: str = PROJECT, processes: int | None = None
+) -> list[Document]:
+    """Every distinct document of an installation, in the order of `sources`.
+
+    Two texts are the same document when they differ in white space only; it then has the name
     under which it comes first.
 
     Args:
-      min_characters: the shortest document, in characters after cleaning.
+      wanted: which.
       project: whose requirements are read.
       processes: how many parse files; None for one a core, at most 8.
 
@@ -154,37 +172,49 @@ def documents(
     """
     files = sources(project)
     tasks = [files[i : i + _FILES_A_TASK] for i in range(0, len(files), _FILES_A_TASK)]
-    found: dict[str, Docstring] = {}
-    with progress(desc="docstrings", unit="file", total=len(files)) as bar:
-        for task, parsed in zip(tasks, _parse(tasks, min_characters, processes), strict=True):
+    found: dict[str, Document] = {}
+    with progress(desc=wanted.text, unit="file", total=len(files)) as bar:
+        for task, parsed in zip(tasks, _parse(tasks, wanted, processes), strict=True):
             for document in parsed:
                 found.setdefault(document.id, document)
             bar.update(len(task))
     return list(found.values())
 
 
-def docstrings(source: Source, min_characters: int) -> list[Docstring]:
-    """The docstrings of one file, in the order in which they stand.
+def extract(source: Source, wanted: Wanted) -> list[Document]:
+    """The documents of one file, in the order in which they stand.
 
     A file that this Python cannot parse (templates, other versions' syntax) has none; neither
-    counts a docstring that is no valid Unicode (a lone surrogate).
+    counts a text that is no valid Unicode (a lone surrogate).
     """
     try:
         content = source.path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of invalid escapes in other people's strings
             tree = ast.parse(content)
+        lines = importlib.util.decode_source(content).split("\n")
     except (OSError, SyntaxError, ValueError, RecursionError):
         return []
     found = []
     for name, node in _definitions(tree, source.module):
-        text = ast.get_docstring(node, clean=False)
-        if text is None or len(text) < min_characters:
-            continue
-        text = "\n".join(line.rstrip() for line in inspect.cleandoc(text).split("\n")).strip()
-        if len(text) >= min_characters and _is_unicode(text):
-            found.append(Docstring(document_id(text), name, source.package, text))
+        text = _docstring(node) if wanted.text == "docstrings" else _function(node, lines)
+        if wanted.min_characters <= len(text) <= wanted.max_characters and _is_unicode(text):
+            found.append(Document(document_id(text), name, source.package, text))
     return found
+
+
+def _docstring(node: _DEFINITIONS) -> str:
+    """Without what its place indents it by; empty where there is none."""
+    text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def _function(node: _DEFINITIONS, lines: Sequence[str]) -> str:
+    """The source of a function, without decorators and indentation; empty for another node."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return ""
+    text = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
 def document_id(text: str) -> str:
@@ -193,9 +223,9 @@ def document_id(text: str) -> str:
 
 
 def _parse(
-    tasks: Sequence[Sequence[Source]], min_characters: int, processes: int | None
-) -> Iterator[list[Docstring]]:
-    """The docstrings of each task's files, in the order of tasks.
+    tasks: Sequence[Sequence[Source]], wanted: Wanted, processes: int | None
+) -> Iterator[list[Document]]:
+    """The documents of each task's files, in the order of tasks.
 
     The processes are fresh interpreters that load this module alone: a fork would take over
     TensorFlow's threads, and multiprocessing's spawn would run the caller's main module again.
@@ -204,13 +234,13 @@ def _parse(
     idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def ask(task: Sequence[Source]) -> list[Docstring]:
+    def ask(task: Sequence[Source]) -> list[Document]:
         process = idle.get()
         assert process.stdin is not None
         assert process.stdout is not None
         files = [[source.package, source.module, os.fspath(source.path)] for source in task]
         try:
-            process.stdin.write(json.dumps([min_characters, files]) + "\n")
+            process.stdin.write(json.dumps([wanted, files]) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except BrokenPipeError:
@@ -218,14 +248,14 @@ def _parse(
                 process.stdin.close()  # tries once more to write what is left
             answer = ""
         if not answer:
-            raise RuntimeError(f"a process that parses docstrings ended with {process.wait()}")
+            raise RuntimeError(f"a process that parses {wanted.text} ended with {process.wait()}")
         idle.put(process)
-        return [Docstring(*fields) for fields in json.loads(answer)]
+        return [Document(*fields) for fields in json.loads(answer)]
 
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "tasks.docstrings"],
+                [sys.executable, "-W", "ignore", "-m", "tasks.installed"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -239,13 +269,13 @@ def _parse(
 
 
 def _answer() -> None:
-    """What a process of `_parse` does: a line of files in, a line of docstrings out."""
+    """What a process of `_parse` does: a line of files in, a line of documents out."""
     for line in sys.stdin:
-        min_characters, files = json.loads(line)
+        wanted, files = json.loads(line)
         found = [
             dataclasses.astuple(document)
             for package, module, path in files
-            for document in docstrings(Source(package, module, Path(path)), min_characters)
+            for document in extract(Source(package, module, Path(path)), Wanted(*wanted))
         ]
         print(json.dumps(found), flush=True)
 
