@@ -23,7 +23,7 @@ from sbp_jax import artifacts
 from sbp_jax.data import documents
 from sbp_jax.errors import UserError
 from sbp_jax.pair import pairs
-from sbp_jax.report import plots, results, stage, verdict
+from sbp_jax.report import axes, plots, results, stage, verdict
 from sbp_jax.report.results import Point
 
 CODE = ("sbp_jax.errors",)
@@ -643,10 +643,10 @@ def test_metrics_that_are_not_finite_leave_no_point(tmp_path):
 
 
 def test_ticks_are_round_and_inside():
-    assert plots.ticks(0, 4_096_000, 4) == [0, 1_000_000, 2_000_000, 3_000_000, 4_000_000]
-    assert plots.ticks(2.61, 2.68, 5) == pytest.approx([2.62, 2.64, 2.66, 2.68])
-    assert plots.ticks(1.0, 1.0, 5) == [1.0]
-    assert plots.decimals([2.5, 2.75, 3.0]) == 2
+    assert axes.ticks(0, 4_096_000, 4) == [0, 1_000_000, 2_000_000, 3_000_000, 4_000_000]
+    assert axes.ticks(2.61, 2.68, 5) == pytest.approx([2.62, 2.64, 2.66, 2.68])
+    assert axes.ticks(1.0, 1.0, 5) == [1.0]
+    assert axes.decimals([2.5, 2.75, 3.0]) == 2
 
 
 def test_thinning_keeps_the_mean_course_and_the_end():
@@ -659,7 +659,7 @@ def test_thinning_keeps_the_mean_course_and_the_end():
 
 
 def test_labels_are_spread():
-    places = plots.spread([100.0, 101.0, 40.0, 100.5], 16)
+    places = axes.spread([100.0, 101.0, 40.0, 100.5], 16)
     ordered = sorted(places)
     assert all(b - a > 15.9 for a, b in itertools.pairwise(ordered))
     assert [sorted(places).index(p) for p in places] == [1, 3, 0, 2]

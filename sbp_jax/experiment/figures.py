@@ -11,13 +11,11 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from sbp_jax.report.plots import Scale, decimals, spread, ticks
-from sbp_jax.report.verdict import short
+from sbp_jax.report.axes import LABEL_HEIGHT, Area, Scale, spread, svg
 
 WIDTH, HEIGHT = 480, 310
 TOP, LEFT, BOTTOM = 30, 52, 46
 LETTER = 8.6  # width of a letter of the labels, about, where a narrow page has them larger
-LABEL_HEIGHT = 16
 ROW = 30  # height of an arm's row
 BURN_IN = 0.3  # share of the training whose steep fall may leave the figure
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
@@ -105,20 +103,19 @@ def lines(
             if place >= late:
                 shown += [value, low, high]
     y = _vertical(min(shown), max(shown), HEIGHT - BOTTOM, TOP)
-    parts = [*_frame(y, right, vertical), *_bottom(x, right, HEIGHT - BOTTOM, horizontal)]
-    parts.append(
-        f'<clipPath id="clip-{escape(name)}"><rect x="{LEFT}" y="{TOP - 4}" '
-        f'width="{right - LEFT + 6:.1f}" height="{HEIGHT - BOTTOM - TOP + 8}"/></clipPath>'
-        f'<g clip-path="url(#clip-{escape(name)})">'
-    )
-    for level in levels:
-        parts.append(
-            f'<line class="level" x1="{LEFT}" x2="{right:.1f}" y1="{y(level.value):.1f}" '
-            f'y2="{y(level.value):.1f}"/>'
-        )
-    for line in series:
-        parts += _drawn(line, x, y)
-    parts.append("</g>")
+    area = Area(LEFT, right, TOP, HEIGHT - BOTTOM)
+    drawn = [
+        f'<line class="level" x1="{LEFT}" x2="{right:.1f}" y1="{y(level.value):.1f}" '
+        f'y2="{y(level.value):.1f}"/>'
+        for level in levels
+    ]
+    drawn += [part for line in series for part in _drawn(line, x, y)]
+    parts = [
+        f'<text class="tick" x="4" y="{TOP - 14}">{escape(vertical)}</text>',
+        *area.levels(y),
+        *area.bottom(x, 4, horizontal),
+        *area.clipped(drawn, name),
+    ]
     ends = [line.points[-1][1] for line in series] + [level.value for level in levels]
     inside = [y(min(max(end, y.low), y.high)) for end in ends]
     heights = spread(inside, LABEL_HEIGHT)
@@ -128,7 +125,7 @@ def lines(
             f'<text class="label {style}" x="{right + 7:.1f}" y="{height + 5:.1f}">'
             f"{escape(label)}</text>"
         )
-    return _svg(parts, HEIGHT, name, description)
+    return svg(parts, WIDTH, HEIGHT, name, description)
 
 
 def intervals(
@@ -157,7 +154,7 @@ def intervals(
         values += [arm.mean, *(arm.span or ()), *arm.seeds]
     room = 0.04 * (max(values) - min(values)) or 0.5
     x = Scale(min(values) - room, max(values) + room, left, WIDTH - 14)
-    parts = _bottom(x, WIDTH - 14, base, horizontal, left=left)
+    parts = Area(left, WIDTH - 14, top, base).bottom(x, 4, horizontal)
     for level in levels:
         place = x(level.value)
         if not level.name:
@@ -195,7 +192,7 @@ def intervals(
             parts.append(
                 f'<circle class="seed {style}" cx="{x(seed):.1f}" cy="{y + 9:.1f}" r="1.8"/>'
             )
-    return _svg(parts, base + BOTTOM, name, description)
+    return svg(parts, WIDTH, base + BOTTOM, name, description)
 
 
 def standalone(drawing: Markup) -> str:
@@ -249,42 +246,3 @@ def _drawn(line: Line, x: Scale, y: Scale) -> list[str]:
 def _vertical(low: float, high: float, start: float, end: float) -> Scale:
     room = 0.05 * (high - low) or 0.5
     return Scale(low - room, high + room, start, end)
-
-
-def _frame(y: Scale, right: float, title: str) -> list[str]:
-    values = ticks(y.low, y.high, 5)
-    digits = decimals(values)
-    parts = [f'<text class="tick" x="4" y="{TOP - 14}">{escape(title)}</text>']
-    for value in values:
-        label = f"{value:.{digits}f}".replace("-", "−")
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{right:.1f}" y1="{y(value):.1f}" '
-            f'y2="{y(value):.1f}"/><text class="tick" text-anchor="end" x="{LEFT - 7}" '
-            f'y="{y(value) + 4.5:.1f}">{label}</text>'
-        )
-    return parts
-
-
-def _bottom(x: Scale, right: float, base: float, title: str, left: float = LEFT) -> list[str]:
-    values = ticks(x.low, x.high, 4)
-    digits = decimals(values)
-    parts = [f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{base}" y2="{base}"/>']
-    for value in values:
-        label = short(value) if abs(x.high) > 1000 else f"{value:.{digits}f}".replace("-", "−")
-        parts.append(
-            f'<line class="axis" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{base}" '
-            f'y2="{base + 4}"/><text class="tick" text-anchor="middle" x="{x(value):.1f}" '
-            f'y="{base + 19}">{label}</text>'
-        )
-    parts.append(
-        f'<text class="tick" text-anchor="middle" x="{(left + right) / 2:.1f}" y="{base + 38}">'
-        f"{escape(title)}</text>"
-    )
-    return parts
-
-
-def _svg(parts: Sequence[str], height: float, name: str, description: str) -> Markup:
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="title-{escape(name)}">'
-        f'<title id="title-{escape(name)}">{escape(description)}</title>{"".join(parts)}</svg>'
-    )

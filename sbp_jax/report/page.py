@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from sbp_jax.report import plots
+from sbp_jax.report import axes, plots
 from sbp_jax.report.examples import Synthetic
 from sbp_jax.report.results import ORACLE, REPETITION, SBP, Arm, Pairs, Point, Results
 from sbp_jax.report.verdict import cautions, limits, percent, seed_noise, short, verdict
@@ -136,7 +136,7 @@ def track(results: Results) -> dict[str, Any]:
     losses = [arm.heldout_loss for arm in results.arms]
     width = seed_noise(results)
     room = max(0.08 * (max(losses) - min(losses)), 1.2 * (width or 0.01))
-    scale = plots.Scale(min(losses) - room, max(losses) + room, 0, 100)
+    scale = axes.Scale(min(losses) - room, max(losses) + room, 0, 100)
     baseline = results.arm(REPETITION)
     noise = None
     if baseline is not None and width is not None:
