@@ -20,6 +20,20 @@ from sbp_jax.model.decoder import DecoderConfig, structure
 BOS, EOS = 3, 1
 
 
+def small_model(vocab_size: int, layers: int = 1) -> DecoderConfig:
+    """A decoder that is trained in seconds."""
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=16,
+        layers=layers,
+        heads=2,
+        kv_heads=1,
+        head_size=8,
+        hidden=16,
+        dtype="float32",
+    )
+
+
 def sentences(count: int, vocab_size: int, seed: int, least: int = 3, most: int = 40):
     """Documents a small model can learn: each counts up from a token in steps of its own."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from flax import nnx
-from made_rows import write_rows_artefact
+from made_rows import small_model, write_rows_artefact
 
 from sbp_jax import artifacts
 from sbp_jax.checkpoints import CHECKPOINTS, load_parameters, save_parameters
@@ -22,23 +22,14 @@ from sbp_jax.errors import UserError
 from sbp_jax.evaluate import conditioning as module
 from sbp_jax.evaluate import piece_losses
 from sbp_jax.evaluate.conditioning import TextPair, conditioning
-from sbp_jax.model.decoder import DecoderConfig, initialise
+from sbp_jax.model.decoder import initialise
 from sbp_jax.pair.stage import PAIRS
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.report.results import read_conditioning
 from sbp_jax.train.step import make_evaluation_step, parameter_shardings
 
 VOCABULARY = vocabularies.Bytes()
-MODEL = DecoderConfig(
-    vocab_size=VOCABULARY.size,
-    width=16,
-    layers=2,
-    heads=2,
-    kv_heads=1,
-    head_size=8,
-    hidden=16,
-    dtype="float32",
-)
+MODEL = small_model(VOCABULARY.size, layers=2)
 SEED_LENGTH, TARGET_LENGTH = 20, 150
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from etils import epath
 from flax import nnx
-from made_rows import write_rows_artefact
+from made_rows import small_model, write_rows_artefact
 
 from sbp_jax import artifacts, cli
 from sbp_jax.checkpoints import CHECKPOINTS, load_parameters, save_parameters
@@ -26,7 +26,7 @@ from sbp_jax.data.rows import Piece, Row
 from sbp_jax.errors import UserError
 from sbp_jax.evaluate import corpus_measures, piece_losses
 from sbp_jax.evaluate.corpus_report import corpus_report
-from sbp_jax.model.decoder import DecoderConfig, initialise
+from sbp_jax.model.decoder import initialise
 from sbp_jax.pair.embed import embed
 from sbp_jax.pair.embedders import TfidfEmbedder
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
@@ -43,16 +43,7 @@ from sbp_jax.text.shingles import containment, jaccard, shingles, words
 from sbp_jax.train.step import parameter_shardings
 
 BYTES = vocabularies.Bytes()
-MODEL = DecoderConfig(
-    vocab_size=BYTES.size,
-    width=16,
-    layers=1,
-    heads=2,
-    kv_heads=1,
-    head_size=8,
-    hidden=16,
-    dtype="float32",
-)
+MODEL = small_model(BYTES.size)
 LENGTH = 64
 
 

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 from etils import epath
 from flax import nnx
-from made_rows import TEXTS, write_rows_artefact, write_text_run
+from made_rows import TEXTS, small_model, write_rows_artefact, write_text_run
 
 from sbp_jax import artifacts, exchange
 from sbp_jax.checkpoints import CHECKPOINTS, save_parameters
@@ -22,7 +22,7 @@ from sbp_jax.data import documents as documents_module
 from sbp_jax.data import vocabularies
 from sbp_jax.data.documents import Document, Documents
 from sbp_jax.errors import UserError
-from sbp_jax.model.decoder import Decoder, DecoderConfig, structure
+from sbp_jax.model.decoder import Decoder, structure
 from sbp_jax.pair.activations import Embedded, make_batches, make_runner, row_lengths
 from sbp_jax.pair.embed import embed
 from sbp_jax.pair.embedders import ActivationEmbedder, HuggingFaceEmbedder, TfidfEmbedder, unit
@@ -30,16 +30,7 @@ from sbp_jax.pair.vectors import DTYPES, open_vectors, write_shard
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
 
 QWEN = pathlib.Path(__file__).parent / "hugging_face/qwen3_embedding"
-MODEL = DecoderConfig(
-    vocab_size=320,
-    width=16,
-    layers=2,
-    heads=2,
-    kv_heads=1,
-    head_size=8,
-    hidden=16,
-    dtype="float32",
-)
+MODEL = small_model(320, layers=2)
 
 
 # --- on disk

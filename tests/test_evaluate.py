@@ -10,26 +10,22 @@ import gin
 import jax
 import pytest
 from etils import epath
-from made_rows import sentences, write_bytes_vocabulary, write_model, write_rows_artefact
+from made_rows import (
+    sentences,
+    small_model,
+    write_bytes_vocabulary,
+    write_model,
+    write_rows_artefact,
+)
 
 from sbp_jax import artifacts, cli
 from sbp_jax.data import vocabularies
 from sbp_jax.errors import UserError
 from sbp_jax.evaluate import harness
 from sbp_jax.evaluate.stage import evaluate
-from sbp_jax.model.decoder import DecoderConfig
 
 VOCABULARY = vocabularies.Bytes()
-MODEL = DecoderConfig(
-    vocab_size=VOCABULARY.size,
-    width=16,
-    layers=1,
-    heads=2,
-    kv_heads=1,
-    head_size=8,
-    hidden=16,
-    dtype="float32",
-)
+MODEL = small_model(VOCABULARY.size)
 LENGTH = 64
 
 

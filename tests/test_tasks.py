@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 import zstandard
 from etils import epath
-from made_rows import Reference, write_bytes_vocabulary, write_model
+from made_rows import Reference, small_model, write_bytes_vocabulary, write_model
 
 from sbp_jax import artifacts
 from sbp_jax.data import rows as row_format
@@ -25,22 +25,12 @@ from sbp_jax.data import vocabularies
 from sbp_jax.data.cache import cache
 from sbp_jax.errors import UserError
 from sbp_jax.evaluate.stage import evaluate
-from sbp_jax.model.decoder import DecoderConfig
 from tasks import c4, dclm, fineweb_edu, folder, lambada, mmlu, openwebtext2, wikipedia
 
 VOCABULARY = seqio.ByteVocabulary()
 BYTES = vocabularies.Bytes()
 LENGTH = 64  # tokens in a row
-MODEL = DecoderConfig(
-    vocab_size=BYTES.size,
-    width=16,
-    layers=1,
-    heads=2,
-    kv_heads=1,
-    head_size=8,
-    hidden=16,
-    dtype="float32",
-)
+MODEL = small_model(BYTES.size)
 
 
 def examples(task: seqio.Task) -> list[dict[str, str]]:
