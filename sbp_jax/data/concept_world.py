@@ -4,7 +4,7 @@ A concept has a name and a value for each attribute. A document is of a genre, w
 order of the attributes and its own words for them; it names its concept, states every attribute,
 and at its end names the concept and states some attributes again, as texts do that sum up:
 
-    GENRE  NAME  CUE VALUE  CUE VALUE …  NAME  CUE VALUE …
+    GENRE  NAME  CUE VALUE  CUE VALUE …  [NAME  CUE VALUE …]  NAME  CUE VALUE …
 
 What is stated is a function of the concept, how it is stated of the genre and of chance. So the
 least loss that any model can reach is known (`ConceptWorld.bayes_loss`), and so is the perfect
@@ -58,6 +58,8 @@ class ConceptWorld:
       values: that an attribute can have, drawn uniformly.
       genres: how many, equally probable.
       phrasings: ways in which a genre names an attribute, equally probable.
+      mentions: how often a document names its concept in its main part, before equal shares of the
+        attributes.
       recap: attributes that a document states a second time, drawn without replacement; with 0 it
         does not name its concept again either.
       skew: P(c) of the concept of rank r is in proportion to r^-skew; 0 for all alike.
@@ -69,6 +71,7 @@ class ConceptWorld:
     values: int = 24
     genres: int = 12
     phrasings: int = 3
+    mentions: int = 1
     recap: int = 3
     skew: float = 0.0
     seed: int = 0
@@ -78,6 +81,11 @@ class ConceptWorld:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"ConceptWorld.{name} = {getattr(self, name)}: expected {low}+")
+        if not 1 <= self.mentions <= self.attributes:
+            raise UserError(
+                f"ConceptWorld.mentions = {self.mentions}: expected 1 to attributes = "
+                f"{self.attributes}"
+            )
         if not 0 <= self.recap <= self.attributes:
             raise UserError(
                 f"ConceptWorld.recap = {self.recap}: expected 0 to attributes = {self.attributes}"
@@ -88,7 +96,7 @@ class ConceptWorld:
     @property
     def length(self) -> int:
         """Tokens of a document; all have as many."""
-        return 2 + 2 * self.attributes + (1 + 2 * self.recap if self.recap else 0)
+        return 1 + self.mentions + 2 * self.attributes + (1 + 2 * self.recap if self.recap else 0)
 
     @property
     def vocab_size(self) -> int:
@@ -174,10 +182,15 @@ class ConceptWorld:
         phrasings = rng.integers(self.phrasings, size=len(stated))
         cues = (genre * self.attributes + stated) * self.phrasings + phrasings + self._first_cue
         values = stated * self.values + facts[stated] + self._first_value
-        body = np.stack([cues, values], 1).reshape(-1).tolist()
-        name, end = [self._first_name + concept], 2 * self.attributes
-        summary = [*name, *body[end:]] if self.recap else []
-        return WorldDocument([SPECIAL + genre, *name, *body[:end], *summary], concept, genre)
+        named = {round(self.attributes * i / self.mentions) for i in range(self.mentions)}
+        if self.recap:
+            named.add(self.attributes)
+        tokens = [SPECIAL + genre]
+        for place, (cue, value) in enumerate(zip(cues.tolist(), values.tolist(), strict=True)):
+            if place in named:
+                tokens.append(self._first_name + concept)
+            tokens += [cue, value]
+        return WorldDocument(tokens, concept, genre)
 
     def named(self, tokens: Sequence[int]) -> int | None:
         """The concept that a text names first, if any."""
