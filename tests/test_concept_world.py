@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 
-from sbp_jax.data.concept_world import ConceptDocuments, ConceptWorld, word
+from sbp_jax.data.concept_world import SPECIAL, ConceptDocuments, ConceptWorld, word
 from sbp_jax.errors import UserError
 
 WORLD = ConceptWorld(concepts=30, attributes=5, values=7, genres=4, phrasings=2, recap=2)
@@ -26,6 +26,18 @@ def test_documents_state_the_facts_of_the_concept_that_they_name():
         assert WORLD.genre(document.tokens) == document.genre
         assert len(document.tokens) == WORLD.length
         assert max(document.tokens) < WORLD.vocab_size
+
+
+def test_a_concept_is_named_before_equal_shares_of_its_attributes_and_before_the_recap():
+    name = SPECIAL + WORLD.genres + 3
+    for mentions, places in ((1, [1, 12]), (2, [1, 6, 13]), (5, [1, 4, 7, 10, 13, 16])):
+        world = dataclasses.replace(WORLD, mentions=mentions)
+        tokens = world.write(3, np.random.default_rng(0)).tokens
+        assert [place for place, token in enumerate(tokens) if token == name] == places
+        assert len(tokens) == world.length
+    world = dataclasses.replace(WORLD, mentions=2, recap=0)
+    assert world.write(3, np.random.default_rng(0)).tokens.count(name) == 2
+    assert len(world.write(3, np.random.default_rng(0)).tokens) == world.length
 
 
 def test_genres_differ_in_order_and_words_and_agree_in_what_they_state():
@@ -45,7 +57,7 @@ def test_genres_differ_in_order_and_words_and_agree_in_what_they_state():
 @pytest.mark.parametrize("skew", [0.0, 1.0])
 def test_the_best_loss_is_the_entropy_of_a_document_over_its_length(skew):
     world = ConceptWorld(
-        concepts=3, attributes=2, values=2, genres=2, phrasings=2, recap=1, skew=skew
+        concepts=3, attributes=2, values=2, genres=2, phrasings=2, mentions=2, recap=1, skew=skew
     )
     count = 60_000
     frequencies = collections.Counter(tuple(d.tokens) for d in world.documents(0, count))
@@ -80,7 +92,15 @@ def test_no_two_tokens_have_one_word_and_every_word_is_one():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("concepts", 0), ("recap", 9), ("recap", -1), ("skew", -1.0)]
+    ("name", "value"),
+    [
+        ("concepts", 0),
+        ("mentions", 0),
+        ("mentions", 6),
+        ("recap", 9),
+        ("recap", -1),
+        ("skew", -1.0),
+    ],
 )
 def test_a_world_that_cannot_be_is_named(name, value):
     with pytest.raises(UserError, match=name):
