@@ -14,7 +14,8 @@ demo: $(READY)
 
 test: $(READY)
 	# What a module makes once for its tests is made once: a module stays with one worker.
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadscope --no-loadscope-reorder \
+		--durations=30 --durations-min=4
 
 check: $(READY)
 	$(BIN)/ruff check .
