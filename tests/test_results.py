@@ -198,6 +198,13 @@ def test_the_verdict_is_what_the_figures_say(changes, seeds, title, outcomes):
     assert "ceiling" in found.ceiling
 
 
+def test_seeds_in_which_sbp_is_ahead_are_counted():
+    one = entry(FEW)
+    one["arms"]["sbp"]["by_seed"][3] = one["arms"]["repetition"]["by_seed"][3] + 0.01
+    assert verdict.verdict(one).bars[0].figures.endswith("; below it in 4 of 5 seeds")
+    assert "seeds" not in verdict.verdict(entry(FEW, (0,))).bars[0].figures
+
+
 def test_what_is_missing_or_doubtful_is_said():
     one = entry(FEW)
     assert "no control was trained" in verdict.verdict(one).title

@@ -70,7 +70,7 @@ def results(
         if f"{FIGURES}/{figure.name}" not in pages and page.MADE_BY in figure.read_text():
             logging.info("%s is of no experiment any more, and is removed", figure)
             figure.unlink()
-    logging.info("%d experiments: %s", len(experiments), path.parent / f"{path.stem}.html")
+    logging.info("%d experiment(s): %s", len(experiments), path.parent / f"{path.stem}.html")
 
 
 def read(path: epath.PathLike) -> dict[str, dict[str, Any]]:

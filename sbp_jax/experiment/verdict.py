@@ -51,7 +51,7 @@ def verdict(entry: Mapping[str, Any]) -> Verdict:
             what = "the best regularised repetition" if name == "repetition" else name
             outcomes[name] = outcome(found)
             claim = f"SBP below {what} by more than {BAR:g} standard errors"
-            bars.append(Bar(claim, lead(found), outcomes[name]))
+            bars.append(Bar(claim, lead(found) + _by_seed(arms, name), outcomes[name]))
     if "sbp" in arms and "oracle" in arms:
         bars.append(_of_the_oracle(entry))
     return Verdict(_title(entry, outcomes), tuple(bars), _ceiling(entry), tuple(_cautions(entry)))
@@ -73,6 +73,13 @@ def lead(found: Mapping[str, Any]) -> str:
         f"({decimal(found['standard_errors'], 1)} standard errors; 95%: "
         f"{decimal(found['low'])} to {decimal(found['high'])})"
     )
+
+
+def _by_seed(arms: Mapping[str, Any], name: str) -> str:
+    """; below it in 4 of 5 seeds."""
+    pairs = list(zip(arms["sbp"]["by_seed"], arms[name]["by_seed"], strict=True))
+    below = sum(own < other for own, other in pairs)
+    return f"; below it in {below} of {len(pairs)} seeds" if len(pairs) > 1 else ""
 
 
 def share(found: Mapping[str, Any] | None) -> str:
