@@ -63,6 +63,20 @@ class Document:
     text: str
 
 
+class Wanted(NamedTuple):
+    """What counts as a document.
+
+    Attributes:
+      text: one of `TEXTS`.
+      min_characters: of the shortest document, after cleaning.
+      max_characters: of the longest.
+    """
+
+    text: str = "docstrings"
+    min_characters: int = 1
+    max_characters: int = sys.maxsize
+
+
 def distributions(project: str = PROJECT) -> dict[str, importlib.metadata.Distribution]:
     """What a project requires, and what that requires in turn, by normalised name.
 
@@ -138,20 +152,6 @@ def fingerprint(project: str = PROJECT) -> str:
         files.append((source.package, source.module, size))
     record = json.dumps([sys.version_info[:3], versions, files])
     return hashlib.sha256(record.encode()).hexdigest()[:16]
-
-
-class Wanted(NamedTuple):
-    """What counts as a document.
-
-    Attributes:
-      text: one of `TEXTS`.
-      min_characters: of the shortest document, after cleaning.
-      max_characters: of the longest.
-    """
-
-    text: str = "docstrings"
-    min_characters: int = 1
-    max_characters: int = sys.maxsize
 
 
 def documents(

@@ -12,6 +12,8 @@ prints the size of each split. It lies where TFDS keeps its data sets (`TFDS_DAT
 name that hashes Python, all packages with their versions and files, the settings and this code:
 another environment gives another data set.
 
+With `Settings.text = 'functions'` documents are functions by their source (tasks/pyfunctions.py).
+
 Splits: `oracle` is the full pool, `train` (D_pretrain) a small share of the oracle's documents,
 `dev` and `heldout` are neither. Near-duplicates (containment of 13-word shingles, taken
 transitively) always fall on the same side.

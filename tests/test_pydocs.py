@@ -11,7 +11,7 @@ import pytest
 
 from sbp_jax.errors import UserError
 from sbp_jax.text import splits
-from tasks import installed, pydocs
+from tasks import installed, pydocs, pyfunctions
 from tasks.installed import Document, Wanted
 
 LONG = "A sentence that is long enough to be kept. " * 4  # 171 characters once stripped
@@ -389,6 +389,38 @@ def test_tasks_read_the_splits_through_seqio(real):
         assert vocabulary.decode(examples[0]["targets"].tolist()) == expected[0].text
         assert all(len(d.text) >= 400 for d in expected)
         assert all(installed.document_id(d.text) == d.id for d in expected)
+
+
+def test_functions_have_tasks_of_their_own(site, no_standard_library, tmp_path, monkeypatch):
+    """The same splits as of docstrings, of a variant of the data set."""
+    import seqio
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    functions = [
+        f'def f{i}(x):\n    """{LONG}"""\n    return {" + ".join(map(str, range(i, i + 20)))}'
+        for i in range(60)
+    ]
+    site("a", files={"a.py": "\n".join(functions).encode()})
+    site("root", ["a"])
+    settings = dataclasses.replace(
+        pyfunctions.SETTINGS,
+        project="root",
+        heldout_share=0.2,
+        dev_share=0.2,
+        train_share=0.5,
+        threshold=1.0,
+    )
+    monkeypatch.setattr(pyfunctions, "SETTINGS", settings)
+    vocabulary = seqio.ByteVocabulary()
+    found = {}
+    for name in pydocs.SPLITS:
+        data = getattr(pyfunctions, name)(vocabulary).get_dataset(split="train", shuffle=False)
+        texts = [e["targets_pretokenized"].decode() for e in data.as_numpy_iterator()]
+        assert texts == [d.text for d in pydocs.documents(name, settings)]
+        found[name] = set(texts)
+    assert found["oracle"] | found["dev"] | found["heldout"] == set(functions)
+    assert found["train"] < found["oracle"]
+    assert not found["oracle"] & (found["dev"] | found["heldout"])
 
 
 def test_a_prepared_data_set_is_not_made_again_and_is_the_same_when_it_is(
