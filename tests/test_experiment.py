@@ -27,6 +27,7 @@ from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import DecoderConfig
 from sbp_jax.pair.embedders import ActivationEmbedder, TfidfEmbedder
 from sbp_jax.parallel.mesh import MeshConfig, make_layout
+from sbp_jax.synthesize.schedule import document_keys
 from sbp_jax.train.optimizer import OptimizerConfig
 
 WORLD = ConceptWorld(concepts=20, attributes=3, values=4, genres=3, phrasings=2, recap=1)
@@ -149,12 +150,25 @@ def test_arms_read_equally_many_rows_and_no_synthetic_one_twice(study, name):
 
 
 def test_arms_of_a_seed_start_from_the_same_parameters(study):
-    def first_loss(name):
-        return study.trainer.fit(
-            study.sources(name, CHOICES), 1, Settings(1e-9), 0, study.dev, {}
-        ).dev_loss
+    """With next to no learning rate an arm's loss stays that of its first parameters."""
+    names = ("repetition", "sbp", "oracle", "augmentation", "repetition_charged")
+    losses = [study._train(name, CHOICES, Settings(1e-9)).dev_loss for name in names]
+    assert losses == pytest.approx([losses[0]] * len(names), abs=1e-5)
 
-    assert first_loss("repetition") == pytest.approx(first_loss("oracle"), abs=1e-6)
+
+def test_a_fit_is_taken_where_its_development_loss_was_least(study):
+    few = study._packed("real", (text.tokens for text in study.splits.train[:6]))
+    fit = study.trainer.fit([(few, 1.0)], 100, Settings(3e-2), 0, study.dev, {"dev": study.dev})
+    losses = {tokens // (DESIGN.batch_size * DESIGN.row_length): loss for tokens, loss in fit.curve}
+    assert losses[100] > min(losses.values())  # it overfits, or nothing would be shown
+    assert fit.dev_loss == min(losses.values()) == losses[fit.step]
+    assert fit.losses["dev"] == fit.dev_loss
+
+
+def test_what_is_reported_of_an_arm_is_its_loss_of_heldout_documents(study):
+    fit = study.arm("repetition", CHOICES)
+    assert fit.losses["heldout"] == pytest.approx(study.trainer.loss(fit.parameters, study.heldout))
+    assert fit.losses["heldout"] != pytest.approx(study.trainer.loss(fit.parameters, study.dev))
 
 
 def test_a_synthetic_document_is_what_its_lineage_gives_again(study):
@@ -164,6 +178,7 @@ def test_a_synthetic_document_is_what_its_lineage_gives_again(study):
     one = written[5]
     prompt = [study.splits.bos, *seeds[one.seed_id], study.splits.eos]
     key = np.frombuffer(bytes.fromhex(one.key), ">u4").astype(np.uint32)
+    assert (document_keys(study.seed, [one.seed_id], [one.sample]) == key).all()
     parameters = study.synthesizer("related", CHOICES).parameters
     assert study.sample(parameters, [prompt], key[None]) == [(one.finish_reason, one.tokens)]
 
