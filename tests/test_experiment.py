@@ -151,7 +151,7 @@ def test_arms_read_equally_many_rows_and_no_synthetic_one_twice(study, name):
 
 def test_arms_of_a_seed_start_from_the_same_parameters(study):
     """With next to no learning rate an arm's loss stays that of its first parameters."""
-    names = ("repetition", "sbp", "oracle", "augmentation", "repetition_charged")
+    names = ("repetition", "sbp", "oracle", "augmentation")
     losses = [study._train(name, CHOICES, Settings(1e-9)).dev_loss for name in names]
     assert losses == pytest.approx([losses[0]] * len(names), abs=1e-5)
 
