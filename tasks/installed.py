@@ -70,11 +70,13 @@ class Wanted(NamedTuple):
       text: one of `TEXTS`.
       min_characters: of the shortest document, after cleaning.
       max_characters: of the longest.
+      package: the only one that is read, as on the package index; "" for all.
     """
 
     text: str = "docstrings"
     min_characters: int = 1
     max_characters: int = sys.maxsize
+    package: str = ""
 
 
 def distributions(project: str = PROJECT) -> dict[str, importlib.metadata.Distribution]:
@@ -168,9 +170,17 @@ def documents(
       processes: how many parse files; None for one a core, at most 8.
 
     Raises:
-      UserError: the project's own metadata is not installed.
+      UserError: the project's own metadata is not installed, or the package is none of them.
     """
     files = sources(project)
+    if wanted.package:
+        known = sorted({file.package for file in files})
+        if wanted.package not in known:
+            raise UserError(
+                f"package {wanted.package!r}: expected one that {project} requires: "
+                f"{', '.join(known)}"
+            )
+        files = [file for file in files if file.package == wanted.package]
     tasks = [files[i : i + _FILES_A_TASK] for i in range(0, len(files), _FILES_A_TASK)]
     found: dict[str, Document] = {}
     with progress(desc=wanted.text, unit="file", total=len(files)) as bar:

@@ -52,6 +52,7 @@ class Settings:
       text: `docstrings` or `functions`, which are documents here too, by their source.
       min_characters: the shortest document.
       max_characters: the longest.
+      package: the only one whose files are read, as on the package index; "" for all.
       threshold: containment of 13-word shingles from which two documents are near-duplicates.
       heldout_share: of the clusters, to `heldout`; each share must be enough for a document.
       dev_share: of the clusters, to `dev`.
@@ -62,6 +63,7 @@ class Settings:
     text: str = "docstrings"
     min_characters: int = 400
     max_characters: int = 1_000_000
+    package: str = ""
     threshold: float = 0.5
     heldout_share: float = 0.03
     dev_share: float = 0.01
@@ -110,7 +112,9 @@ class Pydocs(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         del dl_manager  # nothing is downloaded
         settings = self.builder_config.settings
-        wanted = Wanted(settings.text, settings.min_characters, settings.max_characters)
+        wanted = Wanted(
+            settings.text, settings.min_characters, settings.max_characters, settings.package
+        )
         documents = installed.documents(wanted, settings.project)
         if not documents:
             raise UserError(

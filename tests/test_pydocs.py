@@ -184,6 +184,10 @@ def test_documents_are_unique_and_named_after_where_they_first_stand(
     assert found[0].id != found[1].id
     assert len(found[0].id) == 16
     assert installed.documents(Wanted(min_characters=10_000), "root") == []
+    (only,) = installed.documents(Wanted(min_characters=100, package="z"), "root")
+    assert (only.name, only.package) == ("z", "z")
+    with pytest.raises(UserError, match=r"package 'y': expected one that root requires: a, z$"):
+        installed.documents(Wanted(package="y"), "root")
     monkeypatch.setattr(installed.sys, "executable", "false")
     with pytest.raises(RuntimeError, match="parses docstrings ended with 1"):
         installed.documents(Wanted(min_characters=100), "root")
@@ -225,8 +229,9 @@ def test_settings_have_data_sets_of_their_own():
         pydocs.Settings(train_share=0.06),
         pydocs.Settings(min_characters=399),
         pydocs.Settings(text="functions"),
+        pydocs.Settings(package="keras"),
     ]
-    assert len({pydocs.fingerprint(s) for s in (default, *others)}) == 4
+    assert len({pydocs.fingerprint(s) for s in (default, *others)}) == 5
 
 
 @pytest.mark.parametrize(
@@ -401,10 +406,12 @@ def test_functions_have_tasks_of_their_own(site, no_standard_library, tmp_path, 
         for i in range(60)
     ]
     site("a", files={"a.py": "\n".join(functions).encode()})
-    site("root", ["a"])
+    site("b", files={"b.py": functions[0].replace("f0", "other").encode()})
+    site("root", ["a", "b"])
     settings = dataclasses.replace(
         pyfunctions.SETTINGS,
         project="root",
+        package="a",
         heldout_share=0.2,
         dev_share=0.2,
         train_share=0.5,
