@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import time
 
 import jax
 import numpy as np
@@ -284,10 +285,16 @@ def test_an_experiment_that_was_cut_off_gives_the_same_bytes(results, tmp_path, 
         return original(self, *arguments)
 
     monkeypatch.setattr(Study, "_train", train)
+    began = time.monotonic()
     with pytest.raises(Cut):
         experiment(tmp_path)
+    took = time.monotonic() - began
+    work = artifacts.partial_directory(tmp_path / "experiment")
+    spent = json.loads((work / artifacts.IDENTITY).read_text())["seconds"]
+    assert took / 2 < spent < took  # all but what was in hand when it was cut off
     monkeypatch.setattr(Study, "_train", original)
     experiment(tmp_path)
+    assert artifacts.read_manifest(tmp_path / "experiment").seconds > spent
     ours, theirs = (d / "experiment" / stage.RESULT for d in (tmp_path, directory))
     assert ours.read_bytes() == theirs.read_bytes()
 

@@ -22,26 +22,30 @@ class Memory:
 
     Args:
       directory: where they lie.
+      written: called after each that is kept.
     """
 
-    def __init__(self, directory: epath.Path):
-        self.directory = directory
+    def __init__(self, directory: epath.Path, written: Callable[[], None] = lambda: None):
+        self.directory, self._written = directory, written
 
     def record(self, name: str, compute: Callable[[], Any]) -> Any:
         """A value as JSON gives it back, computed once."""
         path = self.directory / f"{name}.json"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            artifacts.write_atomic(path, json.dumps(compute()))
+            self._keep(path, json.dumps(compute()))
         return json.loads(path.read_text())
 
     def fit(self, name: str, compute: Callable[[], Fit]) -> Fit:
         """A trained model, trained once."""
         path = self.directory / f"{name}.npz"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            artifacts.write_atomic(path, _packed(compute()))
+            self._keep(path, _packed(compute()))
         return _unpacked(path)
+
+    def _keep(self, path: epath.Path, content: str | bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_atomic(path, content)
+        self._written()
 
 
 def _packed(fit: Fit) -> bytes:

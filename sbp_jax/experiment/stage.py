@@ -167,7 +167,7 @@ def experiment(
     )
     if stage.finished:
         return
-    memory = Memory(stage.work / MEMORY)
+    memory = Memory(stage.work / MEMORY, written=stage.save_time)
     programs: dict[Any, Any] = {}
 
     def study(seed: int, design: Design = design) -> Study:
