@@ -245,6 +245,16 @@ def test_a_leak_of_heldout_text_is_seen(study, monkeypatch):
     assert found["seeds_in_train"] == 0
 
 
+def test_documents_of_one_concept_are_resampled_together(study):
+    world = study.splits.world
+    texts = study.splits.heldout
+    counts = checks._shared(texts, set(), checks._ngrams([texts[0].tokens]), world)
+    assert len(counts) == len({world.named(text.tokens) for text in texts}) < len(texts)
+    assert len(checks._shared(texts, set(), set(), None)) == len(texts)
+    assert counts[:, 0].sum() == sum(len(checks._ngrams([text.tokens])) for text in texts)
+    assert counts[:, 1].sum() == len(checks._ngrams([texts[0].tokens]))
+
+
 def test_what_is_chosen_has_the_least_development_loss_of_all_that_was_tried(results):
     _, result = results
     for name, tried in result["tuning"].items():

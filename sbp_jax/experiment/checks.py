@@ -123,15 +123,17 @@ def leakage(study: Study, name: str, choices: Choices) -> dict[str, Any]:
       `seeds_in_train`, the share of documents whose seed is one of D_pretrain; `heldout` and
       `chance`, of the n-grams of held-out and of never used documents that D_pretrain does not
       have, the share that the synthetic text has; `difference` of the two with its interval over
-      resampled documents, in which 0 lies where nothing leaked.
+      resampled concepts (documents where none are known), in which 0 lies where nothing leaked.
+      Concepts, for documents of one concept share what a corpus says of it.
     """
     written = study.corpus(name, choices)
     train = {text.id for text in study.splits.train}
     known = _ngrams(text.tokens for text in study.splits.train)
     there = _ngrams(one.tokens for one in written)
-    heldout = _shared(study.splits.heldout, known, there)
+    world = study.splits.world
+    heldout = _shared(study.splits.heldout, known, there, world)
     # Dev documents choose steps and settings, of which none can carry an n-gram into a corpus.
-    chance = _shared(study.splits.dev, known, there)
+    chance = _shared(study.splits.dev, known, there, world)
     rng = np.random.default_rng([study.seed, 5])
     drawn = [_resampled(heldout, rng) - _resampled(chance, rng) for _ in range(RESAMPLES)]
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -157,13 +159,17 @@ def _ngrams(documents: Iterable[Sequence[int]]) -> set[tuple[int, ...]]:
     }
 
 
-def _shared(texts: Sequence[Any], known: set, there: set) -> np.ndarray:
-    """Of each document the n-grams that are not known, and how many of them are there, [n, 2]."""
-    found = []
-    for text in texts:
+def _shared(
+    texts: Sequence[Any], known: set, there: set, world: ConceptWorld | None
+) -> np.ndarray:
+    """Of each concept the n-grams that are not known, and how many of them are there, [n, 2]."""
+    found = collections.defaultdict[int | None, list[int]](lambda: [0, 0])
+    for number, text in enumerate(texts):
         new = _ngrams([text.tokens]) - known
-        found.append((len(new), len(new & there)))
-    return np.array(found)
+        about = found[number if world is None else world.named(text.tokens)]
+        about[0] += len(new)
+        about[1] += len(new & there)
+    return np.array(list(found.values()))
 
 
 def _resampled(counts: np.ndarray, rng: np.random.Generator) -> float:
