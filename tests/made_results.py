@@ -107,7 +107,7 @@ def result(
         "question": "Does SBP beat a tuned repetition of the same documents?",
         "criterion": "SBP below repetition and every control by more than two standard errors",
         "seeds": list(seeds),
-        "tuning_seed": 1000,
+        "tuning_seeds": [1000, 1001],
         "config_hash": identity,
         "parameters": 152_064,
         "train_tokens": TOKENS,

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import time
+import types
 
 import jax
 import numpy as np
@@ -267,6 +268,23 @@ def test_what_is_chosen_has_the_least_development_loss_of_all_that_was_tried(res
     assert len(set(result["arms"]["sbp"]["by_seed"])) == 2
 
 
+def test_settings_are_best_in_the_mean_of_the_tuning_seeds():
+    """Each seed has a favourite of its own, by luck; what both can live with is chosen."""
+    tried = [Settings(rate) for rate in (1e-3, 2e-3, 3e-3)]
+    dev_losses = [(1.0, 1.2, 1.9), (1.9, 1.2, 1.0)]
+    studies = [
+        types.SimpleNamespace(
+            arm=lambda name, choices, one, own=own: types.SimpleNamespace(
+                dev_loss=own[tried.index(one)]
+            )
+        )
+        for own in dev_losses
+    ]
+    chosen = stage.tune(studies, ["repetition", "oracle"], tried, [])
+    assert chosen.arms == {"repetition": tried[1], "oracle": tried[1]}
+    assert stage.tune(studies[:1], ["repetition"], tried, []).arms["repetition"] == tried[0]
+
+
 def test_what_an_experiment_leaves_is_what_the_page_of_results_takes_in(results):
     directory, result = results
     name, entry = collect(directory / "experiment")
@@ -320,7 +338,8 @@ def test_another_design_is_refused_and_nothing_overwritten(results):
     [
         ({"arms": ["sbp", "oracle"]}, "repetition"),
         ({"controls": ["rephrased"]}, "rephrased"),
-        ({"seeds": [1000]}, "tuning_seed"),
+        ({"seeds": [1000]}, "tuning_seeds"),
+        ({"tuning_seeds": []}, "tuning_seeds"),
         ({"corpus": TextCorpus(), "controls": ["ideal"]}, "ideal"),
         ({"sweeps": [Sweep("depth", [{"model.depth": 3}])]}, "depth"),
         ({"sweeps": [Sweep("share", [{"share": 1.5}])]}, "share"),

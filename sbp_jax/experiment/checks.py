@@ -159,9 +159,7 @@ def _ngrams(documents: Iterable[Sequence[int]]) -> set[tuple[int, ...]]:
     }
 
 
-def _shared(
-    texts: Sequence[Any], known: set, there: set, world: ConceptWorld | None
-) -> np.ndarray:
+def _shared(texts: Sequence[Any], known: set, there: set, world: ConceptWorld | None) -> np.ndarray:
     """Of each concept the n-grams that are not known, and how many of them are there, [n, 2]."""
     found = collections.defaultdict[int | None, list[int]](lambda: [0, 0])
     for number, text in enumerate(texts):

@@ -322,12 +322,14 @@ def settings(entry: Mapping[str, Any]) -> parts.Section | None:
             rows.append((name, *values, decimal(one["dev_loss"]), mark))
     if not rows:
         return None
+    seeds = entry["tuning_seeds"]
+    where = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     table = parts.Table(
-        f"Settings tried on seed {entry['tuning_seed']} ({len(rows)} trainings)",
+        f"Settings tried on {where} ({len(rows) * len(seeds)} trainings)",
         ("arm", *(key.replace("_", " ") for key in keys), "development loss", "chosen"),
         tuple(rows),
-        note=f"Every arm was tried with the same settings, on seed {entry['tuning_seed']}, which "
-        "is none of those reported.",
+        note=f"Every arm was tried with the same settings, on {where}, none of which is reported; "
+        "development losses are means over them.",
         folded=True,
     )
     return parts.Section("How settings were chosen", tables=(table,))

@@ -61,7 +61,7 @@ RESULT: dict[str, Any] = {
     "criterion": str,
     "config_hash": str,
     "seeds": [int],
-    "tuning_seed": int,
+    "tuning_seeds": [int],
     "parameters": int,
     "documents": int,
     "unique_tokens": int,

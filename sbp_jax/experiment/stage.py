@@ -1,8 +1,8 @@
 """The stage `sbp experiment`: arms, controls and sweeps, tuned alike and trained over seeds.
 
-First every arm's settings are chosen on a seed of their own, over one grid, by development loss,
-and every synthesizer's over another. Then each arm is trained with its own on all other seeds, and
-only these are reported. Nothing is chosen by held-out documents.
+First every arm's settings are chosen on seeds of their own, over one grid, by their mean
+development loss, and every synthesizer's over another. Then each arm is trained with its own on all
+other seeds, and only these are reported. Nothing is chosen by held-out documents.
 
 `result.json` says what came out, and is the same to the last bit when the same seeds are run again
 on the same machine, which `provenance.json` tells; how long it took stands in the manifest.
@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gin
 import jax
+import numpy as np
 from absl import logging
 
 from sbp_jax import artifacts
@@ -26,7 +27,7 @@ from sbp_jax.errors import UserError
 from sbp_jax.experiment import checks, provenance, statistics
 from sbp_jax.experiment.corpora import ConceptCorpus
 from sbp_jax.experiment.design import Design, Sweep
-from sbp_jax.experiment.fitting import Settings
+from sbp_jax.experiment.fitting import Fit, Settings
 from sbp_jax.experiment.memory import Memory
 from sbp_jax.experiment.study import (
     ARMS,
@@ -78,7 +79,7 @@ def experiment(
     controls: Sequence[str] = (),
     sweeps: Sequence[Any] = (),
     seeds: Sequence[int] = (0, 1, 2),
-    tuning_seed: int = 1000,
+    tuning_seeds: Sequence[int] = (1000,),
     evaluations: int = 20,
     mesh: MeshConfig | None = None,
     compute: ComputeConfig | None = None,
@@ -99,7 +100,8 @@ def experiment(
       controls: of `study.CONTROLS`.
       sweeps: `Sweep`s.
       seeds: that are reported.
-      tuning_seed: on which settings are chosen; none of them.
+      tuning_seeds: on which settings are chosen; none of them. With one, what was luck there is
+        taken for a good setting.
       evaluations: of the development loss in each training.
       mesh: how parameters and batch are laid over the devices.
       compute: how a step is computed.
@@ -123,10 +125,11 @@ def experiment(
             raise UserError(f"experiment.sweeps: {sweep!r}: expected a Sweep of arms of {known}")
         for changes in sweep.changes:
             design.changed(changes)
-    if not seeds or len(set(seeds)) < len(seeds) or tuning_seed in seeds:
+    all_seeds = [*seeds, *tuning_seeds]
+    if not seeds or not tuning_seeds or len(set(all_seeds)) < len(all_seeds):
         raise UserError(
-            f"experiment.seeds = {list(seeds)}: expected different ones, and not tuning_seed = "
-            f"{tuning_seed}"
+            f"experiment.seeds = {list(seeds)}, tuning_seeds = {list(tuning_seeds)}: expected one "
+            "or more of each, all different"
         )
     settings, of_synthesizers = _combinations(grid), _of_synthesizers(synthesizer_grid)
     layout = make_layout(mesh or MeshConfig())
@@ -149,7 +152,7 @@ def experiment(
             "controls": controls,
             "sweeps": sweeps,
             "seeds": seeds,
-            "tuning_seed": tuning_seed,
+            "tuning_seeds": tuning_seeds,
             "evaluations": evaluations,
         },
         inputs=inputs,
@@ -185,17 +188,18 @@ def experiment(
         )
 
     names = [*arms, *controls]
-    tuned = tune(study(tuning_seed), names, settings, of_synthesizers)
+    tuning = [study(seed) for seed in tuning_seeds]
+    tuned = tune(tuning, names, settings, of_synthesizers)
     studies = [study(seed) for seed in seeds]
     losses = {name: _losses(studies, name, tuned) for name in names}
     swept = {}
     for sweep in sweeps:
-        swept[sweep.name] = _sweep(sweep, study, seeds, tuning_seed, tuned, grid, of_synthesizers)
+        swept[sweep.name] = _sweep(sweep, study, seeds, tuning_seeds, tuned, grid, of_synthesizers)
     result = {
         "question": question,
         "criterion": criterion,
         "seeds": list(seeds),
-        "tuning_seed": tuning_seed,
+        "tuning_seeds": list(tuning_seeds),
         "config_hash": stage.manifest.identity,
         "parameters": parameter_count(studies[0].design.model),
         "train_tokens": studies[0].tokens,
@@ -206,7 +210,7 @@ def experiment(
         "heldout_tokens": [one.heldout.source.tokens for one in studies],
         "bayes_loss": [one.splits.bayes_loss for one in studies],
         **summary(losses, controls),
-        "tuning": _of_tuning(study(tuning_seed), names, tuned, settings),
+        "tuning": _of_tuning(tuning, names, tuned, settings),
         "synthesizers": {
             kind: [checks.synthesizer(one, kind, tuned) for one in studies]
             for kind in tuned.synthesizers
@@ -231,12 +235,14 @@ def experiment(
 
 
 def tune(
-    study: Study,
+    studies: Sequence[Study],
     names: Sequence[str],
     settings: Sequence[Settings],
     of_synthesizers: Sequence[SynthesizerSettings],
 ) -> Choices:
-    """Chooses every arm's settings by its least development loss, and every synthesizer's.
+    """Chooses every arm's settings by the least mean of its development losses over `studies`.
+
+    And every synthesizer's likewise.
 
     Those of `repetition` come first, since the base model is made with them, then those of the
     synthesizers, since arms read what they write.
@@ -244,7 +250,9 @@ def tune(
     choices = Choices()
 
     def choose(name: str) -> None:
-        choices.arms[name] = min(settings, key=lambda s: study.arm(name, choices, s).dev_loss)
+        choices.arms[name] = min(
+            settings, key=lambda s: _mean(study.arm(name, choices, s) for study in studies)
+        )
         logging.info("%s: %s", name, choices.arms[name])
 
     def choose_synthesizer(kind: str) -> None:
@@ -253,7 +261,7 @@ def tune(
         if kind in ("scratch", "second"):
             own = list(dict.fromkeys(one._replace(start=0.0) for one in own))
         choices.synthesizers[kind] = min(
-            own, key=lambda s: study.synthesizer(kind, choices, s).dev_loss
+            own, key=lambda s: _mean(study.synthesizer(kind, choices, s) for study in studies)
         )
         logging.info("synthesizer %s: %s", kind, choices.synthesizers[kind])
 
@@ -316,13 +324,21 @@ def _losses(studies: Sequence[Study], name: str, choices: Choices) -> dict[str, 
     }
 
 
+def _mean(fits: Iterable[Fit]) -> float:
+    """Of their development losses."""
+    return float(np.mean([fit.dev_loss for fit in fits]))
+
+
 def _of_tuning(
-    study: Study, names: Sequence[str], choices: Choices, settings: Sequence[Settings]
+    studies: Sequence[Study], names: Sequence[str], choices: Choices, settings: Sequence[Settings]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Development losses of all settings that were tried for each arm."""
+    """Mean development losses of all settings that were tried for each arm."""
     return {
         name: [
-            {**dataclasses.asdict(one), "dev_loss": study.arm(name, choices, one).dev_loss}
+            {
+                **dataclasses.asdict(one),
+                "dev_loss": _mean(study.arm(name, choices, one) for study in studies),
+            }
             for one in settings
         ]
         for name in names
@@ -333,7 +349,7 @@ def _sweep(
     sweep: Sweep,
     study: Any,
     seeds: Sequence[int],
-    tuning_seed: int,
+    tuning_seeds: Sequence[int],
     tuned: Choices,
     grid: Mapping[str, Sequence[float]],
     of_synthesizers: Sequence[SynthesizerSettings],
@@ -342,10 +358,11 @@ def _sweep(
     found = []
     names = list(dict.fromkeys(["repetition", *sweep.arms]))
     for changes in sweep.changes:
-        changed = study(tuning_seed).design.changed(changes)
+        changed = study(tuning_seeds[0]).design.changed(changes)
         choices = tuned
         if sweep.retune:
-            choices = tune(study(tuning_seed, changed), names, _combinations(grid), of_synthesizers)
+            tuning = [study(seed, changed) for seed in tuning_seeds]
+            choices = tune(tuning, names, _combinations(grid), of_synthesizers)
         studies = [study(seed, changed) for seed in seeds]
         trained = names if sweep.retune else list(sweep.arms)
         losses = {name: _losses(studies, name, choices) for name in trained}
