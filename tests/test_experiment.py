@@ -271,18 +271,28 @@ def test_what_is_chosen_has_the_least_development_loss_of_all_that_was_tried(res
 def test_settings_are_best_in_the_mean_of_the_tuning_seeds():
     """Each seed has a favourite of its own, by luck; what both can live with is chosen."""
     tried = [Settings(rate) for rate in (1e-3, 2e-3, 3e-3)]
-    dev_losses = [(1.0, 1.2, 1.9), (1.9, 1.2, 1.0)]
-    studies = [
-        types.SimpleNamespace(
-            arm=lambda name, choices, one, own=own: types.SimpleNamespace(
-                dev_loss=own[tried.index(one)]
-            )
+    starts = [SynthesizerSettings(0.5, one) for one in tried]
+
+    def made(own):
+        """A study of a seed with these development losses."""
+
+        def fit(one):
+            return types.SimpleNamespace(dev_loss=own[tried.index(one)])
+
+        return types.SimpleNamespace(
+            arm=lambda name, choices, one: fit(one),
+            synthesizer=lambda kind, choices, one: fit(one.fit),
         )
-        for own in dev_losses
-    ]
-    chosen = stage.tune(studies, ["repetition", "oracle"], tried, [])
-    assert chosen.arms == {"repetition": tried[1], "oracle": tried[1]}
-    assert stage.tune(studies[:1], ["repetition"], tried, []).arms["repetition"] == tried[0]
+
+    studies = [made((1.0, 1.2, 1.9)), made((1.9, 1.2, 1.0))]
+    names = ["repetition", "sbp", "oracle"]
+    chosen = stage.tune(studies, names, tried, starts)
+    assert chosen.arms == dict.fromkeys(names, tried[1])
+    assert chosen.synthesizers == {"related": starts[1]}
+    told = stage._of_tuning(studies, ["sbp"], chosen, tried)["sbp"]
+    assert [one["dev_loss"] for one in told] == pytest.approx([1.45, 1.2, 1.45])
+    alone = stage.tune(studies[:1], names, tried, starts)
+    assert {*alone.arms.values(), alone.synthesizers["related"].fit} == {tried[0]}
 
 
 def test_what_an_experiment_leaves_is_what_the_page_of_results_takes_in(results):

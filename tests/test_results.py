@@ -228,6 +228,32 @@ def test_what_is_missing_or_doubtful_is_said():
     assert verdict.verdict(one).bars[-1].figures.startswith("undefined")
 
 
+def test_how_many_seeds_chose_the_settings_is_said():
+    one = entry(FEW)
+    assert "settings chosen on 2 others" in page.render({"a": one}, stem="results")["results.md"]
+    one["tuning_seeds"] = [1000]
+    told = page.render({"a": one}, stem="results")["results.md"]
+    assert "settings chosen on another" in told
+    assert "Settings tried on seed 1000 (" in told
+
+
+def test_settings_that_did_far_better_where_they_were_chosen_are_named():
+    one = entry(FEW)
+    arm, tried = one["arms"]["repetition"], one["tuning"]["repetition"]
+
+    def told():
+        return [text for text in verdict.verdict(one).cautions if "luck" in text]
+
+    arm["dev_by_seed"] = [1.19, 1.20, 1.21, 1.20, 1.20]
+    for least, named in ((1.19, ""), (1.02, "repetition 1.0200 against 1.2000")):
+        for number, setting in enumerate(tried):
+            setting["dev_loss"] = least + 0.1 * number
+        assert named in "".join(told())
+        assert ("repetition" in "".join(told())) == bool(named)
+    arm["dev_by_seed"] = [1.20, 1.20]
+    assert "repetition" not in "".join(told())  # of two seeds nobody knows how far they spread
+
+
 def tables(one):
     found = page.chapter("a", one).sections
     return {table.title: table for section in found for table in section.tables}

@@ -109,7 +109,9 @@ def preface(chapters: list[Chapter]) -> list[str]:
 
 def _seeds(entry: Mapping[str, Any]) -> str:
     count = len(entry["seeds"])
-    return f"{count} seed{'s' if count != 1 else ''}, settings chosen on another"
+    others = len(entry["tuning_seeds"])
+    chosen = "another" if others == 1 else f"{others} others"
+    return f"{count} seed{'s' if count != 1 else ''}, settings chosen on {chosen}"
 
 
 def _fill(template: str, chapters: list[Chapter], stem: str) -> str:

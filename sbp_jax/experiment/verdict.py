@@ -8,6 +8,7 @@ What is not met is said as plainly as what is.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -156,6 +157,13 @@ def _cautions(entry: Mapping[str, Any]) -> list[str]:
             "Chosen settings at the edge of what was tried, beyond which might lie better ones: "
             f"{'; '.join(edges)}."
         )
+    lucky = [text for name in arms if (text := _lucky(entry, name))]
+    if lucky:
+        found.append(
+            "Where settings were chosen they did far better than in the seeds that are reported, "
+            "so luck may have been taken for a good setting, and a better one missed: "
+            f"{'; '.join(lucky)} (development loss where chosen, and mean over seeds)."
+        )
     falling = [
         name
         for name, arm in arms.items()
@@ -196,6 +204,22 @@ def _edge(entry: Mapping[str, Any], name: str) -> str:
         if len(values) > 1 and value in (values[0], values[-1]) and value != 0:
             parts.append(f"{key.replace('_', ' ')} {value:g}")
     return f"{name} {', '.join(parts)}" if parts else ""
+
+
+def _lucky(entry: Mapping[str, Any], name: str) -> str:
+    """`repetition 1.0187 against 1.1899`, of settings that did far better where they were chosen.
+
+    Far is `BAR` standard deviations over the seeds. Some of that is in every choice: the best of
+    many is one that had luck, too.
+    """
+    tried = [one["dev_loss"] for one in entry["tuning"].get(name, [])]
+    losses = entry["arms" if name in entry["arms"] else "controls"][name]["dev_by_seed"]
+    if not tried or len(losses) < FEW_SEEDS:
+        return ""
+    mean = statistics.fmean(losses)
+    if min(tried) > mean - BAR * statistics.stdev(losses):
+        return ""
+    return f"{name} {decimal(min(tried))} against {decimal(mean)}"
 
 
 def _median(values: Sequence[int]) -> int:
