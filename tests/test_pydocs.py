@@ -324,12 +324,12 @@ def test_leaks_are_counted():
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """A part of the real corpus, prepared by TFDS: the standard library, matplotlib, numpy, …"""
+    """A part of the real corpus, prepared by TFDS: the standard library, keras, numpy, …"""
     root = tmp_path_factory.mktemp("real")
     info = root / "site" / "pydocs_part-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: pydocs-part\nVersion: 1.0\nRequires-Dist: matplotlib\n"
+        "Metadata-Version: 2.1\nName: pydocs-part\nVersion: 1.0\nRequires-Dist: keras\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root / "site")
