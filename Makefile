@@ -28,8 +28,12 @@ faults: $(READY)
 	$(BIN)/python tests/faults/synthesize.py --kills=$(KILLS)
 
 # The evidence: some hours on two cores. Cut off, it goes on where it was.
-EVIDENCE := concept_world_minutes concept_world_hours concept_world_sweeps
+EVIDENCE := concept_world_minutes concept_world_hours pyfunctions_hours concept_world_sweeps
 experiment: $(READY)
+	$(BIN)/sbp vocab --scope=vocab --gin_file=evidence/pyfunctions_hours.gin
+	for split in real dev heldout oracle; do \
+		$(BIN)/sbp cache --scope=rows/$$split --gin_file=evidence/pyfunctions_hours.gin || exit; \
+	done
 	for name in $(EVIDENCE); do \
 		$(BIN)/sbp experiment --gin_file=evidence/$$name.gin || exit; \
 	done
