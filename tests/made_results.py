@@ -32,6 +32,16 @@ CONTROLS = (
     "augmentation",
     "ideal",
 )
+TFIDF = {"": "TfidfEmbedder", "dimensions": 512}
+DESIGN = {
+    "": "Design",
+    "share": 0.4,
+    "passes": 20.0,
+    "temperature": 1.0,
+    "top_p": 0.95,
+    "embedder": TFIDF,
+    "model": {"": "DecoderConfig", "width": 96, "hidden": 240},
+}
 STEPS = 1000
 TOKENS = 1_040_000
 
@@ -165,8 +175,13 @@ def result(
                 for top_p in (0.9, 1.0)
             ],
             "embedder": [
-                swept({"embedder": {"": "TfidfEmbedder", "dimensions": 512}}, seeds, sbp=1.15),
-                swept({"embedder": {"": "ActivationEmbedder"}}, seeds, sbp=1.16),
+                swept({"embedder": TFIDF}, seeds, sbp=1.15),
+                swept({"embedder": {"": "ActivationEmbedder", "layer": 1}}, seeds, sbp=1.16),
+                swept({"embedder": {"": "ActivationEmbedder", "layer": 2}}, seeds, sbp=1.17),
+            ],
+            "width": [
+                swept({"model.width": width, "model.hidden": hidden}, seeds, repetition=1.2, sbp=1)
+                for width, hidden in ((64, 160), (128, 320))
             ],
             "passes": [
                 swept({"passes": passes}, seeds, repetition=1.3 - passes / 200, sbp=1.2, oracle=1.1)
@@ -199,7 +214,7 @@ def artefact(
 ) -> epath.Path:
     """Commits an experiment's artefact, by default of `result()`; returns its folder."""
     run = artifacts.Run(epath.Path(directory), "experiment")
-    config = {"design": {"": "Design", "share": 0.4, "passes": 20.0}, "seed": seed}
+    config = {"design": DESIGN, "seed": seed}
     begun = artifacts.begin(run, "experiment", config=config, inputs={}, code=("sbp_jax.errors",))
     content = {**(result() if made is None else made), "config_hash": begun.manifest.identity}
     (begun.work / "result.json").write_text(json.dumps(content))

@@ -44,7 +44,7 @@ def entry(losses=made_results.LOSSES, seeds=(0, 1, 2, 3, 4)):
         "seconds": 62.0,
         "machine": "Made-up CPU",
         "command": "sbp experiment --gin_file=experiments/worlds.gin",
-        "config": {"design": {"": "Design", "share": 0.4, "passes": 20.0}},
+        "config": {"design": made_results.DESIGN},
     }
 
 
@@ -259,27 +259,64 @@ def tables(one):
     return {table.title: table for section in found for table in section.tables}
 
 
+def sweep_section(one, sweep):
+    found = page.chapter("a", one).sections
+    return next(section for section in found if section.title == f"Sweep: {sweep}")
+
+
 def test_sweeps_are_set_beside_the_repetition_of_their_own_design():
     one = entry()
     base = sum(one["arms"]["repetition"]["by_seed"]) / 5
-    share = next(t for t in page.chapter("a", one).sections if t.title == "Sweep: synthetic share")
+    share = sweep_section(one, "synthetic share")
     rows = {row[0]: row for row in share.tables[0].rows}
     own = sum(one["sweeps"]["synthetic share"][0]["arms"]["sbp"]["by_seed"]) / 5
     assert rows["0.125"][3].startswith(f"+{base - own:.4f} ± ")
     # Shares 0 and 0.4 are repetition and the sbp arm: they stand in the figure beside the three.
     assert share.figures[0].drawing.count('class="mark arm-sbp"') == 5
-    passes = next(t for t in page.chapter("a", one).sections if t.title == "Sweep: passes")
     arms = one["sweeps"]["passes"][0]["arms"]
     own = sum(arms["repetition"]["by_seed"]) / 5 - sum(arms["sbp"]["by_seed"]) / 5
-    assert next(row for row in passes.tables[0].rows if row[1] == "sbp")[3].startswith(
-        f"+{own:.4f}"
-    )
-    del arms["repetition"]
-    passes = next(t for t in page.chapter("a", one).sections if t.title == "Sweep: passes")
-    assert next(row for row in passes.tables[0].rows if row[1] == "sbp")[3] == "–"
+    rows = {row[:2]: row for row in sweep_section(one, "passes").tables[0].rows}
+    assert rows["5", "sbp"][3].startswith(f"+{own:.4f}")
+    for point in one["sweeps"]["passes"]:
+        del point["arms"]["repetition"]
+    rows = {row[:2]: row for row in sweep_section(one, "passes").tables[0].rows}
+    assert rows["5", "sbp"][3] == "–"
+    own = sum(one["arms"]["sbp"]["by_seed"]) / 5
+    assert rows["20 (design)", "sbp"][3].startswith(f"+{base - own:.4f} ± ")
+
+
+def test_the_design_itself_stands_among_the_values_of_a_sweep():
+    one = entry()
+    led = page.chapter("a", one)
+    arms = next(t for s in led.sections for t in s.tables if t.title == "Arms and controls")
+    lead = next(row for row in arms.rows if row[0] == "sbp")[2]
+    for sweep, own in (
+        ("synthetic share", ["0.125", "0.25", "0.4 (design)", "0.6"]),
+        ("passes", ["5", "10", "20 (design)"]),
+        ("width", ["96 (design)", "64", "128"]),
+    ):
+        table = sweep_section(one, sweep).tables[-1]
+        assert list(dict.fromkeys(row[0] for row in table.rows)) == own
+        found = next(row for row in table.rows if "(design)" in row[0] and "sbp" in row)
+        assert lead in found
+    # Where a change leaves something alone, it has the design's value; the design is no second row.
+    one["sweeps"]["embedder"][1]["changes"]["passes"] = 10.0
+    rows = sweep_section(one, "embedder").tables[-1].rows
+    assert [row[:2] for row in rows] == [
+        ("TfidfEmbedder (design)", "20"),
+        ("ActivationEmbedder layer 1", "10"),
+        ("ActivationEmbedder layer 2", "20"),
+    ]
+
+
+def test_two_settings_are_crossed_where_each_value_met_each():
+    one = entry()
     crossed = tables(one)["Gain of sbp over repetition: temperature (down) × top p (across)"]
     assert [row[0] for row in crossed.rows] == ["0.8", "1"]
     assert crossed.header[1:] == ("0.9", "1")
+    del one["sweeps"]["sampling"][1]
+    titles = [title for title in tables(one) if "(across)" in title]
+    assert not titles
 
 
 def test_both_accounts_of_the_cost():

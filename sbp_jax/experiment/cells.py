@@ -104,9 +104,11 @@ def plain(value: Any) -> str:
 
 
 def change(value: Any) -> str:
-    """A changed value; of an embedder its name, and the checkpoint or model that it names."""
+    """A changed value; of an embedder its name, checkpoint or model, and layer."""
     if isinstance(value, Mapping):
         inner = [str(v) for k, v in value.items() if k in ("checkpoint", "model", "name") and v]
+        if value.get("layer") is not None:
+            inner.append(f"layer {value['layer']}")
         return " ".join([str(value.get("", "")), *inner]).strip() or NONE
     if value is None:
         return "none"

@@ -149,7 +149,7 @@ def synthesizer(entry: Mapping[str, Any]) -> parts.Section | None:
                 ),
                 cells.NONE if kind in ("scratch", "second") else percent(found[0]["start"]),
                 cells.listed(found[0]["settings"]),
-                ", ".join(f"{one['step']:,}" for one in found),
+                ", ".join(f"{step:,}" for step in dict.fromkeys(one["step"] for one in found)),
             )
         )
     if not rows:
@@ -157,7 +157,7 @@ def synthesizer(entry: Mapping[str, Any]) -> parts.Section | None:
     named = next(iter(known.values()))[0]["settings"]
     header = (
         *("tuned on", "NLL(d2|d1)", "NLL(d2|random)", "gain", "new facts copied"),
-        *("base taken at", cells.named(named), "steps by seed"),
+        *("base taken at", cells.named(named), "steps"),
     )
     paragraphs = []
     if entry["pairs"]:
