@@ -237,6 +237,14 @@ def test_how_many_seeds_chose_the_settings_is_said():
     assert "Settings tried on seed 1000 (" in told
 
 
+def test_settings_of_one_value_are_told_as_not_searched():
+    one = entry(FEW)
+    told = "Given to all arms, and not searched: weight decay 0.1."
+    assert told in verdict.verdict(one).cautions
+    one["tuning"]["oracle"][-1]["weight_decay"] = 0.5
+    assert "not searched" not in "".join(verdict.verdict(one).cautions)
+
+
 def test_settings_that_did_far_better_where_they_were_chosen_are_named():
     one = entry(FEW)
     arm, tried = one["arms"]["repetition"], one["tuning"]["repetition"]

@@ -157,6 +157,9 @@ def _cautions(entry: Mapping[str, Any]) -> list[str]:
             "Chosen settings at the edge of what was tried, beyond which might lie better ones: "
             f"{'; '.join(edges)}."
         )
+    fixed = _fixed(entry)
+    if fixed:
+        found.append(f"Given to all arms, and not searched: {_listed(fixed)}.")
     lucky = [text for name in arms if (text := _lucky(entry, name))]
     if lucky:
         found.append(
@@ -204,6 +207,18 @@ def _edge(entry: Mapping[str, Any], name: str) -> str:
         if len(values) > 1 and value in (values[0], values[-1]) and value != 0:
             parts.append(f"{key.replace('_', ' ')} {value:g}")
     return f"{name} {', '.join(parts)}" if parts else ""
+
+
+def _fixed(entry: Mapping[str, Any]) -> list[str]:
+    """`learning rate 0.01`, of settings of which one value alone was tried for each arm."""
+    tried = [one for arm in entry["tuning"].values() for one in arm]
+    keys = dict.fromkeys(key for one in tried for key in one if key != "dev_loss")
+    values = {key: {one[key] for one in tried if key in one} for key in keys}
+    return [
+        f"{key.replace('_', ' ')} {next(iter(own)):g}"
+        for key, own in values.items()
+        if len(own) == 1
+    ]
 
 
 def _lucky(entry: Mapping[str, Any], name: str) -> str:
