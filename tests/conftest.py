@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import gin
+import jax
 import pytest
 
 
@@ -26,6 +27,14 @@ def _no_gin_left_over():
     """Each test binds its own gin values."""
     yield
     gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def compiled_quickly():
+    """For a module whose programs run a few times each: compiling them well takes longer."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # The longest modules first, so that no worker is left alone with one at the end.

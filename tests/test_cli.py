@@ -14,6 +14,8 @@ from made_rows import sentences, write_rows_artefact
 
 from sbp_jax import artifacts, cli
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 TRAIN = """
 train.rows = 'rows/real'
 train.model = @DecoderConfig()

@@ -32,6 +32,8 @@ from sbp_jax.parallel.mesh import MeshConfig, make_layout
 from sbp_jax.synthesize.schedule import document_keys
 from sbp_jax.train.optimizer import OptimizerConfig
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 WORLD = ConceptWorld(concepts=20, attributes=3, values=4, genres=3, phrasings=2, recap=1)
 CORPUS = ConceptCorpus(
     ConceptDocuments(WORLD, documents_per_concept=3, dev_documents=20, heldout_documents=24)

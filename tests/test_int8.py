@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_synthesize import MODEL, SAMPLER, parameters, requests
+from test_synthesize import MODEL, SAMPLER, parameters, requests, training_forward
 
 from sbp_jax.errors import UserError
 from sbp_jax.model import int8
@@ -21,7 +21,6 @@ from sbp_jax.model.decoder import (
     project,
     rotate,
     rotations,
-    structure,
     to_heads,
 )
 from sbp_jax.synthesize import decode, int8_cache
@@ -72,15 +71,9 @@ def test_matrices_are_near_what_they_stand_for_and_multiply_so():
 
 @pytest.mark.parametrize(("weights", "cache"), INT8)
 def test_log_probabilities_are_nearly_those_of_the_training_forward(weights, cache):
-    graph, _ = structure(MODEL)
-    model = nnx.merge(graph, jax.tree.map(jnp.asarray, parameters()))
-    differences = []
+    reference, differences = training_forward(), []
     for index, (tokens, log_probability) in sampled(weights, cache).items():
-        prompt = requests(40)[index].prompt
-        whole = jnp.asarray([[*prompt, *tokens]])
-        logits = model(whole, jnp.ones_like(whole), jnp.arange(whole.shape[1])[None])
-        log_p = jax.nn.log_softmax(logits[0, len(prompt) - 1 : -1])
-        expected = float(log_p[jnp.arange(len(tokens)), jnp.asarray(tokens)].sum())
+        expected, _ = reference.score(requests(40)[index].prompt, tokens)
         differences.append((log_probability - expected) / len(tokens))
     assert 1e-5 < np.mean(np.abs(differences)) < 0.02
     assert abs(np.mean(differences)) < 0.01

@@ -144,7 +144,7 @@ def test_the_gradient_of_swiglu_is_that_of_its_formula():
 
 
 def test_full_remat_keeps_less_than_none():
-    _, state = nnx.split(model := make(dataclasses.replace(CONFIG, layers=8)))
+    _, state = nnx.split(model := make(dataclasses.replace(CONFIG, layers=4)))
     graph, _ = nnx.split(model)
     tokens, segments, positions = packed(length=128)
 

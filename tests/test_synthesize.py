@@ -13,13 +13,21 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
-from made_rows import TEXTS, VOCAB_SIZE, sentences, write_rows_artefact, write_text_run
+from made_rows import (
+    TEXTS,
+    VOCAB_SIZE,
+    Reference,
+    sentences,
+    write_model,
+    write_rows_artefact,
+    write_text_run,
+)
 
 from sbp_jax import artifacts
 from sbp_jax.data import documents, vocab, vocabularies
 from sbp_jax.data.rows import open_rows
 from sbp_jax.errors import UserError
-from sbp_jax.model.decoder import DecoderConfig, initialise, structure
+from sbp_jax.model.decoder import DecoderConfig, initialise
 from sbp_jax.synthesize import filters, shards
 from sbp_jax.synthesize.filters import FilterConfig
 from sbp_jax.synthesize.sampler import Sampler, SamplerConfig
@@ -51,6 +59,10 @@ def parameters(seed: int = 0, model: DecoderConfig = MODEL):
     """Random, and larger than at the start of training, so that logits differ."""
     made = nnx.to_pure_dict(nnx.state(initialise(model, jax.random.key(seed))))
     return jax.tree.map(lambda a: 1.5 * a if a.ndim > 1 else a, made)
+
+
+def training_forward() -> Reference:
+    return Reference(MODEL, parameters(), SAMPLER.prompt_length + SAMPLER.max_length)
 
 
 def requests(count: int) -> list[Request]:
@@ -106,15 +118,9 @@ def test_a_document_follows_its_key_and_its_prompt():
 
 
 def test_log_probabilities_are_those_of_the_training_forward():
-    weights = parameters()
-    graph, _ = structure(MODEL)
-    model = nnx.merge(graph, jax.tree.map(jnp.asarray, weights))
+    reference = training_forward()
     for index, (tokens, reason, log_probability) in sampled(count=12).items():
-        prompt = requests(12)[index].prompt
-        whole = jnp.asarray([[*prompt, *tokens]])
-        logits = model(whole, jnp.ones_like(whole), jnp.arange(whole.shape[1])[None])
-        log_p = jax.nn.log_softmax(logits[0, len(prompt) - 1 : -1])
-        expected = float(log_p[jnp.arange(len(tokens)), jnp.asarray(tokens)].sum())
+        expected, _ = reference.score(requests(12)[index].prompt, tokens)
         assert log_probability == pytest.approx(expected, abs=2e-4)
         assert not set(tokens) & set(SAMPLER.never)
         assert (tokens[-1] == EOS) == (reason == "stop")
@@ -589,14 +595,7 @@ def test_bytes_that_are_no_utf8_are_replaced_in_what_is_written(tmp_path):
         found / "real" / documents.FILE,
         [documents.Document(f"id{i}", text) for i, text in enumerate(TEXTS[:4])],
     )
-    train(
-        artifacts.Run(directory, "tune"),
-        rows="rows/real",
-        model=DecoderConfig(**{**vars(MODEL), "vocab_size": 259}),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
-        steps=1,
-        batch_size=8,
-    )
+    write_model(directory, DecoderConfig(**{**vars(MODEL), "vocab_size": 259}), "tune")
     texts = FilterConfig(min_words=0, max_repetition=1.0)
     out = write(directory, "synthetic", tokens=100, top_p=1.0, filter=texts)
     written = [example["text"].decode() for example in read(out)]

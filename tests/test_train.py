@@ -26,6 +26,8 @@ from sbp_jax.train.optimizer import OptimizerConfig, decayed, make_optimizer, sc
 from sbp_jax.train.stage import train
 from sbp_jax.train.step import init_state, make_train_step
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 MODEL = DecoderConfig(
     vocab_size=64,
     width=16,

@@ -19,12 +19,8 @@ from sbp_jax.train.step import init_state, make_train_step
 BASE = 64
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compiled_quickly():
-    """Sizes are compared, not bits."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Sizes are compared, not bits.
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @functools.cache
