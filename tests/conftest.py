@@ -31,10 +31,15 @@ def _no_gin_left_over():
 
 @pytest.fixture(scope="module")
 def compiled_quickly():
-    """For a module whose programs run a few times each: compiling them well takes longer."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """For a module whose programs run a few times each: compiling them well takes longer.
+
+    Its child processes compile as it does, so that their numbers are its own bit by bit.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 # The longest modules first, so that no worker is left alone with one at the end.
