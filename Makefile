@@ -27,12 +27,15 @@ KILLS := 200
 faults: $(READY)
 	$(BIN)/python tests/faults/synthesize.py --kills=$(KILLS)
 
-# The evidence: some hours on two cores. Cut off, it goes on where it was.
-EVIDENCE := concept_world_minutes concept_world_hours pyfunctions_hours concept_world_sweeps
+# The evidence: a night on two cores. Cut off, it goes on where it was.
+TEXTS := pyfunctions_hours translations_hours
+EVIDENCE := concept_world_minutes concept_world_hours $(TEXTS) concept_world_sweeps
 experiment: $(READY)
-	$(BIN)/sbp vocab --scope=vocab --gin_file=evidence/pyfunctions_hours.gin
-	for split in real dev heldout oracle; do \
-		$(BIN)/sbp cache --scope=rows/$$split --gin_file=evidence/pyfunctions_hours.gin || exit; \
+	for name in $(TEXTS); do \
+		$(BIN)/sbp vocab --scope=vocab --gin_file=evidence/$$name.gin || exit; \
+		for split in real dev heldout oracle; do \
+			$(BIN)/sbp cache --scope=rows/$$split --gin_file=evidence/$$name.gin || exit; \
+		done; \
 	done
 	for name in $(EVIDENCE); do \
 		$(BIN)/sbp experiment --gin_file=evidence/$$name.gin || exit; \
@@ -56,7 +59,7 @@ $(READY): requirements.lock pyproject.toml .python-version
 # The exact versions of everything, without any download address; needs uv.
 lock:
 	uv pip compile --quiet --universal --python-version 3.12 --no-header --no-emit-index-url \
-		--generate-hashes --extra dev pyproject.toml --output-file requirements.lock
+		--generate-hashes --extra dev --extra evidence pyproject.toml --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) runs

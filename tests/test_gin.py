@@ -17,7 +17,7 @@ EXPERIMENTS = sorted(str(p.relative_to(GIN)) for p in (GIN / "experiments").glob
 EVIDENCE = sorted(
     str(p.relative_to(GIN))
     for p in (GIN / "evidence").glob("*.gin")
-    if p.name != "concept_world.gin"
+    if p.name not in ("concept_world.gin", "text.gin")  # which others include
 )
 HARDWARE = sorted(str(p.relative_to(GIN)) for p in (GIN / "hardware").glob("*.gin"))
 
