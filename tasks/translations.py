@@ -55,8 +55,8 @@ def translations(
     names: Sequence[str] = ("asv", "kjv", "web", "ylt"),
     verses: int = 2,
     passages: int = 600,
-    heldout_share: float = 0.3,
-    dev_share: float = 0.15,
+    heldout_share: float = 0.5,
+    dev_share: float = 0.25,
 ) -> dict[str, list[Document]]:
     """The documents of each split.
 
