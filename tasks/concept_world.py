@@ -28,7 +28,6 @@ from sbp_jax.settings import configurable
 
 if TYPE_CHECKING:
     import seqio  # imported where it is used: gin loads this module in every stage
-    import tensorflow as tf
 
 
 class Settings(NamedTuple):
@@ -68,9 +67,6 @@ def _task(
     name: str, vocabulary: seqio.Vocabulary, documents: Callable[[Settings], list[WorldDocument]]
 ) -> seqio.Task:
     """Registers a split as the task `concept_world_NAME`, whose only split is `train`."""
-    import seqio
-    import tensorflow as tf
-
     settings = concept_world()
     world = settings.documents.world
 
@@ -78,13 +74,8 @@ def _task(
         for number, document in enumerate(documents(settings)):
             yield {"id": f"{name}-{number}", "text": world.text(document.tokens)}
 
-    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        del split, shuffle_files, seed
-        signature = dict.fromkeys(("id", "text"), tf.TensorSpec([], tf.string))
-        return tf.data.Dataset.from_generator(examples, output_signature=signature)
-
-    source = seqio.FunctionDataSource(dataset_fn, splits=["train"])
-    source.fingerprint = hashlib.sha256(repr((name, settings)).encode()).hexdigest()[:16]
+    fingerprint = hashlib.sha256(repr((name, settings)).encode()).hexdigest()[:16]
+    source = corpora.from_memory(("id", "text"), examples, None, fingerprint)
     return corpora.register(f"concept_world_{name}", source, vocabulary, [corpora.text_to_targets])
 
 

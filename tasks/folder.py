@@ -133,31 +133,18 @@ def _task(split: str, vocabulary: seqio.Vocabulary) -> seqio.Task:
 
 
 def _source(corpus: Corpus, split: str) -> seqio.DataSource:
-    import seqio
-    import tensorflow as tf
-
+    documents = corpus.documents[split]
     rejected = corpus.rejected if split == "train" else []
 
     def examples() -> Iterator[dict[str, str]]:
-        for name, content in corpus.documents[split]:
+        for name, content in documents:
             yield {"id": name, "text": content, "rejected": ""}
         for name, reason in rejected:
             yield {"id": name, "text": "", "rejected": reason}
 
-    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        del split, shuffle_files, seed
-        features = ("id", "text", "rejected")
-        return tf.data.Dataset.from_generator(
-            examples, output_signature=dict.fromkeys(features, tf.TensorSpec([], tf.string))
-        )
-
-    source = seqio.FunctionDataSource(
-        dataset_fn,
-        splits=["train"],
-        num_input_examples={"train": len(corpus.documents[split]) + len(rejected)},
-    )
-    source.fingerprint = corpus.fingerprint
-    return source
+    features = ("id", "text", "rejected")
+    count = len(documents) + len(rejected)
+    return corpora.from_memory(features, examples, count, corpus.fingerprint)
 
 
 def train(vocabulary: seqio.Vocabulary) -> seqio.Task:

@@ -7,7 +7,7 @@ this module in every stage, so SeqIO is imported where it is used.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sbp_jax.data import formats
@@ -101,6 +101,38 @@ def from_files(corpus: Streamed, split: str | None = None) -> FilesSource:
         features=(*FEATURES, *schema.fields),
         settings=settings,
     )
+
+
+def from_memory(
+    features: Sequence[str],
+    examples: Callable[[], Iterable[Mapping[str, str]]],
+    count: int | None,
+    fingerprint: str,
+) -> seqio.DataSource:
+    """Examples that are at hand, as a source whose only split is `train`.
+
+    Args:
+      features: of each of them.
+      examples: gives them anew.
+      count: of them; None if that is not known before.
+      fingerprint: changes with any of them.
+    """
+    import seqio
+    import tensorflow as tf
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del split, shuffle_files, seed
+        return tf.data.Dataset.from_generator(
+            examples, output_signature=dict.fromkeys(features, tf.TensorSpec([], tf.string))
+        )
+
+    source = seqio.FunctionDataSource(
+        dataset_fn,
+        splits=["train"],
+        num_input_examples=None if count is None else {"train": count},
+    )
+    source.fingerprint = fingerprint
+    return source
 
 
 def from_tfds(text: str = "text", named_by: str | None = None) -> Callable:
