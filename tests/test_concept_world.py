@@ -6,9 +6,13 @@ import collections
 import dataclasses
 import math
 
+import gin
 import numpy as np
 import pytest
+import seqio
 
+import tasks.concept_world
+from sbp_jax.data import tasks as task_registry
 from sbp_jax.data.concept_world import SPECIAL, ConceptDocuments, ConceptWorld, word
 from sbp_jax.errors import UserError
 
@@ -105,3 +109,29 @@ def test_no_two_tokens_have_one_word_and_every_word_is_one():
 def test_a_world_that_cannot_be_is_named(name, value):
     with pytest.raises(UserError, match=name):
         dataclasses.replace(WORLD, **{name: value})
+
+
+def test_tasks_give_the_documents_of_the_world():
+    documents = ConceptDocuments(
+        WORLD, documents_per_concept=2, dev_documents=5, heldout_documents=7
+    )
+    gin.bind_parameter("concept_world.documents", documents)
+    gin.bind_parameter("concept_world.oracle_documents", 9)
+    gin.bind_parameter("concept_world.ideal_passes", 3)
+    expected = {
+        "train": documents.train(),
+        "dev": documents.dev(),
+        "heldout": documents.heldout(),
+        "oracle": documents.oracle(9),
+    }
+    read = {}
+    for name in (*expected, "ideal"):
+        task = getattr(tasks.concept_world, name)(seqio.ByteVocabulary())
+        found = list(task_registry.examples(task, "train"))
+        assert [one["id"].decode() for one in found] == [f"{name}-{i}" for i in range(len(found))]
+        read[name] = [one["targets_pretokenized"].decode() for one in found]
+    for name, made in expected.items():
+        assert read[name] == [WORLD.text(document.tokens) for document in made]
+    assert len(read["ideal"]) == 3 * len(expected["train"])
+    names = [WORLD.text([document.tokens[1]]) for document in expected["train"] * 3]
+    assert all(name in text.split() for name, text in zip(names, read["ideal"], strict=True))
