@@ -340,8 +340,7 @@ def _open(made: Stage, *, resumable: bool, writer: bool) -> None:
     if writer and made.work.exists() and (not resumable or _is_of_a_mistake(made.work, wanted)):
         made.work.rmtree()
     if identity.exists():
-        fields = json.loads(identity.read_text())
-        _refuse_if_different(made.work, Manifest(**fields["manifest"]), wanted)
+        _refuse_if_different(made.work, _begun(identity), wanted)
         made.resumed = True
         logging.info("%s goes on where it was interrupted", made.out)
     elif writer:
@@ -421,8 +420,22 @@ def _is_of_a_mistake(work: epath.Path, wanted: Manifest) -> bool:
     """
     if not _has_only_begun(work) or not (work / IDENTITY).exists():
         return False
-    fields = json.loads((work / IDENTITY).read_text())
-    return Manifest(**fields["manifest"]).identity != wanted.identity
+    return _begun(work / IDENTITY).identity != wanted.identity
+
+
+def _begun(identity: epath.Path) -> Manifest:
+    """What an attempt that has not ended wrote down when it began.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+        return Manifest(**json.loads(identity.read_text())["manifest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{identity} is damaged ({type(error).__name__}): put it back, or delete "
+            f"{identity.parent}, which then is made anew"
+        ) from error
 
 
 def _refuse_if_different(where: epath.Path, found: Manifest, wanted: Manifest) -> None:

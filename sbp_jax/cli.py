@@ -61,6 +61,8 @@ STAGES = {
     "export-hf": "sbp_jax.exchange:export_hf",
     "export-corpus": "sbp_jax.synthesize.export:export_corpus",
 }
+# What the system says of a place that was named by mistake.
+MISPLACED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 OF_A_PATH = ("import-hf", "export-hf", "export-corpus", "show")
 OF_ANY_PATHS = ("results",)
 # Flags that belong to some stages only.
@@ -428,6 +430,13 @@ def _explain(error: Exception, stage: str, debug: bool) -> int:
             file=sys.stderr,
         )
         return 1
+    if isinstance(cause, OSError) and cause.errno in MISPLACED and cause.filename:
+        print(
+            f"sbp {stage}: {cause.filename}: {os.strerror(cause.errno)}: expected a place that can "
+            "be read and written: name another one, or change this",
+            file=sys.stderr,
+        )
+        return 2
     if not debug:
         traceback.print_exception(error)
     print(f"sbp {stage}: failed: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)

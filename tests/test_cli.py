@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pathlib
 import subprocess
 import sys
@@ -199,6 +200,17 @@ def test_no_space_left(run_directory, capfd, monkeypatch, error, told):
     assert told in line
     assert not (run_directory / "train").exists()
     assert sbp(*arguments) == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(run_directory, capfd, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for number in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        error = OSError(number, os.strerror(number), "runs/x")
+        assert cli._explain(error, "train", debug=False) == 2
+        assert "sbp train: runs/x: " in error_of(capfd)
+    assert sbp("train", "--gin_file=train.gin", f"--run_dir={tmp_path / 'file' / 'x'}") == 2
+    assert str(tmp_path / "file") in error_of(capfd)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_stage_of_one_process_is_not_run_by_several(run_directory, capfd, monkeypatch):

@@ -401,6 +401,14 @@ def test_what_is_asked_decides_the_identity(scores, run_directory, monkeypatch):
         scored(run_directory, "scores", include_path=str(other))
 
 
+def test_more_examples_than_there_are_and_names_that_are_none(scores, run_directory):
+    with pytest.raises(UserError, match="num_fewshot = 50: a task has fewer examples"):
+        scored(run_directory, "few", tasks="local_choice", num_fewshot=50)
+    for tasks in ("", "local_choice,", " , "):
+        with pytest.raises(UserError, match="expected names"):
+            scored(run_directory, "wrong", tasks=tasks)
+
+
 def test_an_unknown_task_is_named_with_those_near(scores, run_directory, local_only):
     with pytest.raises(UserError) as caught:
         scored(run_directory, "wrong", tasks="local_text,local_chioce")

@@ -12,6 +12,7 @@ import importlib.metadata
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +153,7 @@ def scores(
     """
     from lm_eval import evaluator
 
-    with _alone():
+    with _alone(), _enough_examples(num_fewshot):
         found = evaluator.simple_evaluate(
             model=model,
             tasks=list(tasks),
@@ -174,6 +175,20 @@ def scores(
         }
         for name, values in every.items()
     }
+
+
+@contextlib.contextmanager
+def _enough_examples(num_fewshot: int | None) -> Iterator[None]:
+    """Says in the user's words what the harness' samplers say of too few examples."""
+    try:
+        yield
+    except (ValueError, AssertionError) as error:
+        if num_fewshot and re.search("larger than population|fewshot samples", str(error)):
+            raise UserError(
+                f"evaluate.num_fewshot = {num_fewshot}: a task has fewer examples: expected a "
+                "smaller number, or None for as many as each task has"
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -70,7 +70,9 @@ def evaluate(
         not installed, or rows or vocabulary are not the model's.
     """
     names = [name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)]
-    names = list(dict.fromkeys(name for name in names if name))
+    if "" in names:
+        raise UserError(f"evaluate.tasks = {tasks!r}: expected names, with commas between them")
+    names = list(dict.fromkeys(names))
     _check(names, rows, num_fewshot=num_fewshot, limit=limit, task_length=task_length)
     paths = {"checkpoint": run.path(checkpoint)}
     layout = make_layout(mesh or MeshConfig())
