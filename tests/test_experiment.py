@@ -248,6 +248,34 @@ def test_a_leak_of_heldout_text_is_seen(study, monkeypatch):
     assert found["seeds_in_train"] == 0
 
 
+def test_a_few_leaked_documents_are_seen(study, monkeypatch):
+    """Of so many n-grams theirs are few; but most of each is there."""
+    world, written = study.splits.world, study.corpus("sbp", CHOICES)
+    plain = checks.leakage(study, "sbp", CHOICES)["whole"]
+    assert plain["difference"]["low"] <= 0
+    few = study.splits.heldout[::4]
+    assert len({world.named(text.tokens) for text in few}) > 1
+    more = [written[0]._replace(tokens=text.tokens) for text in few]
+    monkeypatch.setattr(study, "corpus", lambda *_: [*written, *more])
+    found = checks.leakage(study, "sbp", CHOICES)["whole"]
+    assert found["heldout"] >= len(few) / len(study.splits.heldout)
+    assert found["difference"]["low"] > 0
+
+
+def test_text_that_is_mostly_copied_is_counted(study):
+    one = study.corpus("sbp", CHOICES)[0]
+    first, second = ([*range(start, start + 40)] for start in (100, 200))
+    cut = checks.RUN // 2
+    for tokens, share in (
+        (first, 1.0),  # a copy
+        (first[:30] + second[:10], 1.0),  # most of one
+        (first[: checks.RUN + 1] + second[: checks.RUN + 1], 0.0),  # four runs of sixteen
+        ((first[:cut] + second[:cut]) * 3, 0.0),  # none of so long a run
+        (first[: checks.RUN - 1], 0.0),
+    ):
+        assert checks._mostly_copied([one._replace(tokens=tokens)], [first, second]) == share
+
+
 def test_documents_of_one_concept_are_resampled_together(study):
     world = study.splits.world
     texts = study.splits.heldout
@@ -256,6 +284,8 @@ def test_documents_of_one_concept_are_resampled_together(study):
     assert len(checks._shared(texts, set(), set(), None)) == len(texts)
     assert counts[:, 0].sum() == sum(len(checks._ngrams([text.tokens])) for text in texts)
     assert counts[:, 1].sum() == len(checks._ngrams([texts[0].tokens]))
+    assert counts[:, 2].sum() == len(texts)
+    assert counts[:, 3].sum() >= 1
 
 
 def test_what_is_chosen_has_the_least_development_loss_of_all_that_was_tried(results):
@@ -357,6 +387,19 @@ def test_another_design_is_refused_and_nothing_overwritten(results):
         ({"sweeps": [Sweep("share", [{"share": 1.5}])]}, "share"),
         ({"sweeps": [Sweep("share", [{"share": 0.1}], ["spb"])]}, "spb"),
         ({"synthesizer_grid": {"start": [0.0], "learning_rate": [1e-2]}}, "start"),
+        ({"sweeps": [Sweep("share", [{"alpha": 1.5}])]}, "alpha"),
+        ({"sweeps": [Sweep("share", [])]}, "changes nothing"),
+        ({"sweeps": [Sweep("share", [{"share": 0.1}])] * 2}, "share is there twice"),
+        ({"sweeps": [Sweep("share", [{"share": 0.1}], ["second_round"])]}, "second_round"),
+        ({"arms": ["repetition", "oracle"], "controls": ["sbp"]}, "controls"),
+        ({"arms": ["repetition", "repetition"]}, "once"),
+        ({"seeds": [-1]}, "seeds"),
+        ({"evaluations": 0}, "evaluations"),
+        ({"least_share": 42}, "least_share"),
+        ({"least_seeds_ahead": 3}, "least_seeds_ahead"),
+        ({"grid": {"learning_rate": []}}, "learning_rate"),
+        ({"grid": {"learning_rate": [1e-2], "dropout": [1.0]}}, "dropout"),
+        ({"synthesizer_grid": {"start": [], "learning_rate": [1e-2]}}, "start"),
         ({"grid": {"dropout": [0.0]}}, "learning_rate"),
         ({"grid": {"learning_rate": [1e-2], "momentum": [0.9]}}, "momentum"),
     ],
@@ -364,6 +407,51 @@ def test_another_design_is_refused_and_nothing_overwritten(results):
 def test_a_mistake_is_named(tmp_path, changes, named):
     with pytest.raises(UserError, match=named):
         experiment(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("passes", -1.0),
+        ("passes", float("nan")),
+        ("alpha", 1.5),
+        ("top_p", 1.5),
+        ("temperature", 0.0),
+        ("neighbours", 0),
+        ("slots", 0),
+        ("tune_steps", 0),
+        ("max_pairs_per_document", 0),
+        ("near_duplicates", 2.0),
+        ("augmentation", 1.0),
+    ],
+)
+def test_a_design_out_of_range_is_refused(name, value):
+    with pytest.raises(UserError, match=f"Design.{name} = "):
+        dataclasses.replace(DESIGN, **{name: value})
+
+
+def test_a_sweep_that_cannot_be_made_leaves_the_rest(results, tmp_path):
+    """The other changes and all arms are worth hours."""
+    _, result = results
+    changes = [{"embedder": TfidfEmbedder(min_documents=10**6)}, {"share": 0.5}]
+    found = experiment(tmp_path, sweeps=[Sweep("embedder", changes, retune=True)])
+    first, second = found["sweeps"]["embedder"]
+    assert "no word stands in" in first["failed"]
+    assert not first["arms"]
+    assert "failed" not in second
+    assert second["arms"]["sbp"]["by_seed"]
+    assert found["arms"] == result["arms"]
+
+
+def test_a_damaged_file_of_what_was_computed_is_named(tmp_path):
+    memory = Memory(epath.Path(tmp_path))
+    memory.record("pairs", lambda: [1, 2])
+    (tmp_path / "pairs.json").write_text("[1,")
+    (tmp_path / "arm.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=r"pairs\.json is damaged"):
+        memory.record("pairs", lambda: [1, 2])
+    with pytest.raises(UserError, match=r"arm\.npz is damaged"):
+        memory.fit("arm", lambda: None)
 
 
 def test_a_change_makes_anew_what_hangs_on_it_and_nothing_else(tmp_path):

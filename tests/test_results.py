@@ -44,7 +44,7 @@ def entry(losses=made_results.LOSSES, seeds=(0, 1, 2, 3, 4)):
         "seconds": 62.0,
         "machine": "Made-up CPU",
         "command": "sbp experiment --gin_file=experiments/worlds.gin",
-        "config": {"design": made_results.DESIGN},
+        "config": {"corpus": {"ConceptCorpus": {}}, "design": made_results.DESIGN},
     }
 
 
@@ -177,22 +177,28 @@ def test_loss_curves_are_means_over_seeds_with_the_bayes_optimal_loss():
 @pytest.mark.parametrize(
     ("changes", "seeds", "title", "outcomes"),
     [
-        ({}, 5, "SBP beats repetition and all 5 controls", ["met"] * 7),
+        ({}, 5, "SBP beats repetition and all 5 controls", ["met"] * 9),
         (
             {"random_pairs": 1.1402, "augmentation": 1.10},
             5,
             "SBP beats repetition, but not random_pairs and augmentation",
-            ["met", "not met", "met", "met", "met", "not met", "met"],
+            ["met", "not met", "met", "met", "met", "not met", *["met"] * 3],
         ),
-        ({"sbp": 1.26}, 5, "SBP is worse than repetition", ["not met"] * 7),
+        ({"oracle": 0.98}, 5, "SBP beats repetition", [*["met"] * 8, "not met"]),  # 27% of its gain
+        ({"sbp": 1.26}, 5, "SBP is worse than repetition", ["not met"] * 9),
         ({"sbp": 1.20}, 5, "SBP and repetition are not told apart", None),
-        ({}, 1, "SBP lies below repetition, without a standard error", ["cannot be told"] * 7),
+        (
+            {},
+            1,
+            "SBP lies below repetition, without a standard error",
+            [*["cannot be told"] * 6, "met", *["cannot be told"] * 2],
+        ),
     ],
 )
 def test_the_verdict_is_what_the_figures_say(changes, seeds, title, outcomes):
     found = verdict.verdict(entry({**made_results.LOSSES, **changes}, tuple(range(seeds))))
     assert found.title.startswith(title)
-    assert len(found.bars) == 7  # what is ideal is no control
+    assert len(found.bars) == 9  # what is ideal is no control
     if outcomes:
         assert [bar.outcome for bar in found.bars] == outcomes
     assert "ceiling" in found.ceiling
@@ -202,6 +208,12 @@ def test_seeds_in_which_sbp_is_ahead_are_counted():
     one = entry(FEW)
     one["arms"]["sbp"]["by_seed"][3] = one["arms"]["repetition"]["by_seed"][3] + 0.01
     assert verdict.verdict(one).bars[0].figures.endswith("; below it in 4 of 5 seeds")
+    ahead = verdict.verdict(one).bars[1]
+    assert (ahead.figures, ahead.outcome) == ("4 of 5", "met")
+    one["least_seeds_ahead"] = 5
+    assert verdict.verdict(one).bars[1].outcome == "not met"
+    one["least_seeds_ahead"] = one["least_share"] = None
+    assert len(verdict.verdict(one).bars) == 2
     assert "seeds" not in verdict.verdict(entry(FEW, (0,))).bars[0].figures
 
 
@@ -213,19 +225,25 @@ def test_what_is_missing_or_doubtful_is_said():
     doubtful["arms"]["sbp"]["settings"]["learning_rate"] = 0.01
     doubtful["leakage"][2]["difference"]["low"] = 0.001
     doubtful["leakage"][3]["seeds_in_train"] = 0.99
+    doubtful["leakage"][4]["whole"]["difference"]["low"] = 0.001
+    doubtful["synthesizer_tuning"]["related"][0]["learning_rate"] = 0.001
+    doubtful["config"]["corpus"] = {"TextCorpus": {}}
     told = [
         text
         for text in verdict.verdict(doubtful).cautions
         if text not in verdict.verdict(one).cautions
     ]
-    assert len(told) == 4
+    assert len(told) == 6
+    assert any("synthesizer (related) learning rate 0.003" in text for text in told)
+    assert any("In 1 of 5 seeds the synthetic text has most of" in text for text in told)
+    assert any("All seeds have the same documents" in text for text in told)
     assert any("sbp learning rate 0.01" in text for text in told)
     assert any("least at the last step in sbp" in text for text in told)
     assert any("In 1 of 5 seeds some synthetic documents" in text for text in told)
     assert any("In 1 of 5 seeds the synthetic text has more" in text for text in told)
     one["arms"]["oracle"]["oracle_gain_recovered"] = dict.fromkeys(("mean", "low", "high"))
     one["arms"]["sbp"]["oracle_gain_recovered"] = dict.fromkeys(("mean", "low", "high"))
-    assert verdict.verdict(one).bars[-1].figures.startswith("undefined")
+    assert [bar.figures[:9] for bar in verdict.verdict(one).bars[-2:]] == ["undefined"] * 2
 
 
 def test_how_many_seeds_chose_the_settings_is_said():
@@ -235,6 +253,37 @@ def test_how_many_seeds_chose_the_settings_is_said():
     told = page.render({"a": one}, stem="results")["results.md"]
     assert "settings chosen on another" in told
     assert "Settings tried on seed 1000 (" in told
+
+
+def test_earlier_runs_and_what_a_text_is_made_from_are_told():
+    one = entry(FEW)
+    plain = page.render({"a": one}, stem="results")
+    for told in plain.values():
+        assert "First, with the same file" not in told
+    one["before"] = "A run of seed 7 failed."
+    roles = {role: f"rows/{role}" for role in ("train", "dev", "heldout", "oracle")}
+    one["config"]["corpus"] = {"TextCorpus": {**roles, "vocab": "vocab"}}
+    for arm in one["arms"]["oracle"]["passes"]:
+        arm["oracle"] = 5.23
+    for name, told in page.render({"a": one}, stem="results").items():
+        if not name.endswith("svg"):
+            assert "Before this run." in told
+            assert "A run of seed 7 failed." in told
+            assert "--scope=rows/oracle" in told
+            assert "D_pretrain’s and other, 5.2 times over" in told
+            assert "each read once" not in told
+    one["before"] = ""
+    assert "Before this run" not in page.render({"a": one}, stem="results")["results.md"]
+
+
+def test_what_of_a_sweep_was_not_to_be_made_is_said():
+    one = entry()
+    found = {"changes": {"alpha": 0.99}, "arms": {}, "failed": "no pair is more similar"}
+    made = made_results.swept({"alpha": 0.3}, (0, 1, 2, 3, 4), sbp=1.1)
+    one["config"]["design"] = {**made_results.DESIGN, "alpha": 0.2}
+    one["sweeps"] = {"alpha": [made, found]}
+    told = page.render({"a": one}, stem="results")["results.md"]
+    assert "alpha 0.99 was not to be made: no pair is more similar" in told
 
 
 def test_settings_of_one_value_are_told_as_not_searched():
@@ -348,7 +397,9 @@ def test_all_settings_tried_are_told_and_folded(made):
     assert [row[:4] for row in table.rows if row[-1]] == [
         (name, "0.003", "0.1", "0.1") for name in FEW
     ]
-    assert (made / "results.md").read_text().count("<details>") == 4
+    table = next(t for title, t in tables(entry(FEW)).items() if "of synthesizers tried" in title)
+    assert [row[0] for row in table.rows if row[-1]] == ["related pairs (sbp)", "random pairs"]
+    assert (made / "results.md").read_text().count("<details>") == 6
 
 
 def changed(path, value):
@@ -398,6 +449,14 @@ OWN = ("experiments", "worlds")
         (
             changed((*OWN, "arms", "sbp", "heldout_loss", "low"), None),
             "expected all of standard_error, low, high or none",
+        ),
+        (
+            changed((*OWN, "arms", "sbp", "oracle_gain_recovered", "mean"), 9.0),
+            "arms.sbp.oracle_gain_recovered.mean is 9.0, expected 0.",
+        ),
+        (
+            changed((*OWN, "controls", "ideal", "by_seed", 2), 1.5),
+            "which the losses by seed give",
         ),
         (json.dumps({"experiments": {"../x": entry()}}), "expected a name of letters"),
     ],

@@ -232,6 +232,12 @@ class ConceptDocuments:
     dev_documents: int = 500
     heldout_documents: int = 2000
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            number = getattr(self, field.name)
+            if isinstance(number, int) and number < 1:
+                raise UserError(f"ConceptDocuments.{field.name} = {number}: expected 1 or more")
+
     def train(self) -> list[WorldDocument]:
         """D_pretrain."""
         if self.documents_per_concept is None:

@@ -3,10 +3,11 @@
 * The synthesizer: what its own d1 is worth to a dev document (nats per token less than after a
   random one), and, where the world is known, which of the seed's facts it states, also of facts
   that no document ever stated.
-* The corpus: which concepts it covers, how often it copies its seed, why documents ended.
+* The corpus: which concepts it covers, how often it copies, whole or in part, why documents ended.
 * Leakage: every document goes back to a seed of D_pretrain; and n-grams of held-out documents that
   D_pretrain does not have are no more frequent in the corpus than those of documents of the same
-  kind that no model ever met, which is what chance makes of the world's regularities.
+  kind that no model ever met, which is what chance makes of the world's regularities. So for all
+  held-out text, and for documents of which the corpus has most: a few that leaked are few n-grams.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from sbp_jax.experiment.study import Choices, Study, Written
 from sbp_jax.synthesize.schedule import document_keys
 
 NGRAM = 8  # tokens
+RUN = 13  # likewise, of which copies are told from what is commonly said
+MOST = 0.5  # of a document's n-grams
 RESAMPLES = 1000
 PROBES = 500  # documents whose facts nothing ever stated
 
@@ -81,6 +84,7 @@ def corpus(study: Study, name: str, choices: Choices) -> dict[str, Any]:
         "ended_by_themselves": ended["stop"] / len(written),
         "copies_of_the_seed": _share(one.tokens == seeds[one.seed_id] for one in written),
         "copies_of_any_document": _copies(written, seeds.values()),
+        "mostly_copied": _mostly_copied(written, seeds.values()),
         "different": len({tuple(one.tokens) for one in written}) / len(written),
     }
     world, about = study.splits.world, study.splits.about
@@ -124,7 +128,8 @@ def leakage(study: Study, name: str, choices: Choices) -> dict[str, Any]:
       `chance`, of the n-grams of held-out and of never used documents that D_pretrain does not
       have, the share that the synthetic text has; `difference` of the two with its interval over
       resampled concepts (documents where none are known), in which 0 lies where nothing leaked.
-      Concepts, for documents of one concept share what a corpus says of it.
+      Concepts, for documents of one concept share what a corpus says of it. Under `whole` the same
+      of documents: the share of which the synthetic text has at least `MOST` of these n-grams.
     """
     written = study.corpus(name, choices)
     train = {text.id for text in study.splits.train}
@@ -134,39 +139,48 @@ def leakage(study: Study, name: str, choices: Choices) -> dict[str, Any]:
     heldout = _shared(study.splits.heldout, known, there, world)
     # Dev documents choose steps and settings, of which none can carry an n-gram into a corpus.
     chance = _shared(study.splits.dev, known, there, world)
-    rng = np.random.default_rng([study.seed, 5])
-    drawn = [_resampled(heldout, rng) - _resampled(chance, rng) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
     return {
         "ngram": NGRAM,
         "documents": len(written),
         "seeds_in_train": _share(one.seed_id in train for one in written),
-        "heldout": _ratio(heldout),
-        "chance": _ratio(chance),
-        "difference": {
-            "mean": _ratio(heldout) - _ratio(chance),
-            "low": float(low),
-            "high": float(high),
-        },
+        **_compared(heldout[:, :2], chance[:, :2], study.seed),
+        "whole": _compared(heldout[:, 2:], chance[:, 2:], study.seed),
     }
 
 
-def _ngrams(documents: Iterable[Sequence[int]]) -> set[tuple[int, ...]]:
+def _compared(heldout: np.ndarray, chance: np.ndarray, seed: int) -> dict[str, Any]:
+    """Shares of held-out text and of other text, and their difference with its interval."""
+    rng = np.random.default_rng([seed, 5])
+    drawn = [_resampled(heldout, rng) - _resampled(chance, rng) for _ in range(RESAMPLES)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    difference = {
+        "mean": _ratio(heldout) - _ratio(chance),
+        "low": float(low),
+        "high": float(high),
+    }
+    return {"heldout": _ratio(heldout), "chance": _ratio(chance), "difference": difference}
+
+
+def _ngrams(documents: Iterable[Sequence[int]], size: int = NGRAM) -> set[tuple[int, ...]]:
     return {
-        tuple(tokens[start : start + NGRAM])
+        tuple(tokens[start : start + size])
         for tokens in documents
-        for start in range(len(tokens) - NGRAM + 1)
+        for start in range(len(tokens) - size + 1)
     }
 
 
 def _shared(texts: Sequence[Any], known: set, there: set, world: ConceptWorld | None) -> np.ndarray:
-    """Of each concept the n-grams that are not known, and how many of them are there, [n, 2]."""
-    found = collections.defaultdict[int | None, list[int]](lambda: [0, 0])
+    """What of each concept is not known, and how much of that is there, [n, 4].
+
+    Two columns of n-grams, and two of documents that have any.
+    """
+    found = collections.defaultdict[int | None, list[int]](lambda: [0] * 4)
     for number, text in enumerate(texts):
         new = _ngrams([text.tokens]) - known
+        shared = len(new & there)
         about = found[number if world is None else world.named(text.tokens)]
-        about[0] += len(new)
-        about[1] += len(new & there)
+        counts = len(new), shared, bool(new), bool(new) and shared >= MOST * len(new)
+        about[:] = (old + more for old, more in zip(about, counts, strict=True))
     return np.array(list(found.values()))
 
 
@@ -182,6 +196,13 @@ def _ratio(counts: np.ndarray) -> float:
 def _copies(written: Sequence[Written], documents: Iterable[Sequence[int]]) -> float:
     known = {tuple(tokens) for tokens in documents}
     return _share(tuple(one.tokens) in known for one in written)
+
+
+def _mostly_copied(written: Sequence[Written], documents: Iterable[Sequence[int]]) -> float:
+    """Share of documents of whose runs of `RUN` tokens at least `MOST` stand in D_pretrain."""
+    known = _ngrams(documents, RUN)
+    own = [_ngrams([one.tokens], RUN) for one in written]
+    return _share(bool(runs) and len(runs & known) >= MOST * len(runs) for runs in own)
 
 
 def _share(found: Iterable[bool]) -> float:

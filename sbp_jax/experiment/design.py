@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,18 @@ SYNTHESIZER = (
     "tune_batch_size",
 )
 CORPUS = (*SYNTHESIZER, "share", "temperature", "top_p", "slots")
+# Counts of at least one, where they are set.
+WHOLE = (
+    "row_length",
+    "batch_size",
+    "seed_length",
+    "target_length",
+    "tune_steps",
+    "tune_batch_size",
+    "neighbours",
+    "max_pairs_per_document",
+    "slots",
+)
 
 
 @configurable
@@ -81,10 +94,24 @@ class Design:
     augmentation: float = 0.15
 
     def __post_init__(self):
-        if not 0 <= self.share < 1:
-            raise UserError(f"Design.share = {self.share}: expected 0 to below 1")
-        if not 0 < self.augmentation < 1:
-            raise UserError(f"Design.augmentation = {self.augmentation}: expected 0 to 1")
+        for name in WHOLE:
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise UserError(f"Design.{name} = {number}: expected 1 or more")
+        expected = {
+            "share": (0 <= self.share < 1, "0 to below 1"),
+            "augmentation": (0 < self.augmentation < 1, "above 0 and below 1"),
+            "passes": (0 < self.passes < math.inf, "a number above 0"),
+            "alpha": (-1 <= self.alpha < 1, "a similarity of -1 to below 1"),
+            "temperature": (0 < self.temperature < math.inf, "a number above 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and up to 1"),
+            "near_duplicates": (
+                self.near_duplicates is None or 0 < self.near_duplicates <= 1,
+                "above 0 and up to 1, or None",
+            ),
+        }
+        for name, (fits, what) in expected.items():
+            if not fits:
+                raise UserError(f"Design.{name} = {getattr(self, name)}: expected {what}")
         if self.seed_length + 1 + self.target_length > self.pair_length:
             raise UserError(
                 f"Design.pair_length = {self.pair_length}: a pair has up to seed_length + 1 + "

@@ -21,7 +21,7 @@ from sbp_jax.data import mixture
 from sbp_jax.data import rows as row_format
 from sbp_jax.data.loader import RowOrder
 from sbp_jax.data.rows import Piece, Row, RowsArtefact, RowSource
-from sbp_jax.errors import Stopped
+from sbp_jax.errors import Stopped, UserError
 from sbp_jax.model.compute import ComputeConfig
 from sbp_jax.model.decoder import DecoderConfig
 from sbp_jax.parallel.mesh import Layout
@@ -52,6 +52,13 @@ class Settings:
     learning_rate: float
     weight_decay: float = 0.1
     dropout: float = 0.0
+
+    def __post_init__(self):
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.dropout < 1):
+            raise UserError(
+                f"{self}: expected a learning rate above 0, a weight decay of 0 or more and a "
+                "dropout of 0 to below 1"
+            )
 
     def __str__(self) -> str:
         rate, decay = self.learning_rate, self.weight_decay

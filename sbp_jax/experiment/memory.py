@@ -5,15 +5,18 @@ Each thing has a file of its own, named by what it is, and is written whole or n
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from sbp_jax import artifacts
+from sbp_jax.errors import UserError
 from sbp_jax.experiment.fitting import Fit
 
 
@@ -33,19 +36,33 @@ class Memory:
         path = self.directory / f"{name}.json"
         if not path.exists():
             self._keep(path, json.dumps(compute()))
-        return json.loads(path.read_text())
+        with _read(path):
+            return json.loads(path.read_text())
 
     def fit(self, name: str, compute: Callable[[], Fit]) -> Fit:
         """A trained model, trained once."""
         path = self.directory / f"{name}.npz"
         if not path.exists():
             self._keep(path, _packed(compute()))
-        return _unpacked(path)
+        with _read(path):
+            return _unpacked(path)
 
     def _keep(self, path: epath.Path, content: str | bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_atomic(path, content)
         self._written()
+
+
+@contextlib.contextmanager
+def _read(path: epath.Path) -> Iterator[None]:
+    """Names a file that cannot be read as what was written."""
+    try:
+        yield
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}): delete it and run the same command "
+            "again, which computes it anew"
+        ) from error
 
 
 def _packed(fit: Fit) -> bytes:

@@ -41,6 +41,7 @@ class Chapter:
       setting: its size, in a sentence.
       source: config hash and machine, which stand at every figure and table.
       share: of the oracle's gain.
+      made_from: what has to be there before its command can be given; empty for nothing.
       sections: figures and tables.
     """
 
@@ -50,6 +51,7 @@ class Chapter:
     setting: str
     source: str
     share: str
+    made_from: str
     sections: list[Section]
 
 
@@ -87,6 +89,7 @@ def chapter(name: str, entry: Mapping[str, Any]) -> Chapter:
         setting,
         f"config {entry['config_hash']} · {entry['machine']}",
         share(entry["oracle_gain_recovered"]) if "oracle_gain_recovered" in entry else "–",
+        _made_from(entry),
         sections(name, entry),
     )
 
@@ -105,6 +108,19 @@ def preface(chapters: list[Chapter]) -> list[str]:
         size = low if low == high else f"{low} to {high}"
         text = text.replace("are tiny", f"are tiny ({size} parameters)")
     return [PAPER, text]
+
+
+def _made_from(entry: Mapping[str, Any]) -> str:
+    """The artefacts of a text, which its gin file has the settings for."""
+    text = entry["config"]["corpus"].get("TextCorpus")
+    if text is None:
+        return ""
+    rows = [text[role] for role in ("train", "dev", "heldout", "oracle")]
+    scopes = ", ".join(f"--scope={name}" for name in rows)
+    return (
+        f"First, with the same file, sbp vocab --scope={text['vocab']} and sbp cache with each of "
+        f"{scopes}."
+    )
 
 
 def _seeds(entry: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from sbp_jax.experiment.verdict import CEILING
 MEANINGS = {
     "repetition": "D_pretrain, over and over; the base model too",
     "sbp": "D_pretrain, and text of a synthesizer tuned on related pairs",
-    "oracle": "as many tokens of different documents",
+    "oracle": "as many tokens of different documents, each read once",
     "random_pairs": "as sbp, the synthesizer tuned on pairs whose d1 is drawn at random",
     "from_scratch": "as sbp, the synthesizer tuned from random parameters",
     "unconditional": "D_pretrain, and what the base model writes by itself",

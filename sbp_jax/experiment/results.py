@@ -8,8 +8,9 @@ that what is committed can be checked against what it says.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -89,6 +90,7 @@ def read(path: epath.PathLike) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path}: {key}: expected a name of letters, digits, _, . and -")
         shape.check(entry, shape.ENTRY, file=path, key=key, remedy=remedy)
         shape.check_seeds(entry, file=path, key=key, remedy=remedy)
+        _check_summary(entry, file=path, key=key, remedy=remedy)
     return content["experiments"]
 
 
@@ -118,6 +120,7 @@ def collect(
     result = _json(folder / RESULT, again)
     shape.check(result, shape.RESULT, file=folder / RESULT, key="", remedy=again)
     shape.check_seeds(result, file=folder / RESULT, key="", remedy=again)
+    _check_summary(result, file=folder / RESULT, key="", remedy=again)
     if result["config_hash"] != manifest.identity:
         raise UserError(
             f"{folder / RESULT}: config_hash is {result['config_hash']!r}, expected "
@@ -185,6 +188,42 @@ def _thinned(entry: Mapping[str, Any], points: int) -> dict[str, Any]:
             for name, arm in entry[group].items()
         }
     return found
+
+
+def _check_summary(
+    entry: Mapping[str, Any], *, file: epath.PathLike, key: str, remedy: str
+) -> None:
+    """Means, leads and shares must be those of the losses by seed, from which they are taken.
+
+    Raises:
+      UserError: one is not.
+    """
+    from sbp_jax.experiment import statistics  # SciPy, which no other stage needs
+
+    arms = {**entry["arms"], **entry["controls"]}
+    own = statistics.summary(arms, list(entry["controls"]))
+    start = f"{key}." if key else ""
+    for place, expected in _numbers(own):
+        found: Any = entry
+        for part in place:
+            found = found.get(part) if isinstance(found, Mapping) else found[int(part)]
+        same = found == expected
+        if not same and found is not None and expected is not None:
+            same = math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9)
+        if not same:
+            raise UserError(
+                f"{file}: {start}{'.'.join(place)} is {found}, expected {expected}, which the "
+                f"losses by seed give: {remedy}"
+            )
+
+
+def _numbers(tree: Any, *place: str) -> Iterator[tuple[tuple[str, ...], float | None]]:
+    """Each number of summaries and its place in them."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield from _numbers(value, *place, name)
+    elif tree is None or isinstance(tree, float):
+        yield place, tree
 
 
 def _take_in(

@@ -22,6 +22,7 @@ QUALITIES = (
     ("tokens", "tokens", ""),
     ("copies_of_the_seed", "copies of the seed", "lower"),
     ("copies_of_any_document", "copies of any document of D_pretrain", "lower"),
+    ("mostly_copied", "of whose 13‑grams D_pretrain has half or more", "lower"),
     ("different", "distinct", "higher"),
     ("ended_by_themselves", "ended by themselves", "higher"),
     ("names_the_seeds_concept", "about the seed’s concept", "higher"),
@@ -121,14 +122,21 @@ def chosen(entry: Mapping[str, Any]) -> parts.Table:
         "Chosen settings",
         ("arm", *(key.replace("_", " ") for key in keys), "step"),
         rows,
-        note="Settings are those of the least development loss on a seed of their own; the step is "
+        note="Settings are those of the least mean development loss on "
+        f"{'a seed' if len(entry['tuning_seeds']) == 1 else 'seeds'} of their own; the step is "
         "that of the least development loss of each seed.",
     )
 
 
 def meanings(arms: Mapping[str, Any]) -> parts.Table:
     """What each arm reads."""
-    rows = tuple((name, parts.MEANINGS.get(name, cells.NONE)) for name in arms)
+    told = {**parts.MEANINGS}
+    passes = max((max(one.values()) for one in arms.get("oracle", {}).get("passes", ())), default=0)
+    if passes > 1:
+        told["oracle"] = (
+            f"all the text there is, D_pretrain’s and other, {decimal(passes, 1)} times over"
+        )
+    rows = tuple((name, told.get(name, cells.NONE)) for name in arms)
     return parts.Table("What each arm reads", ("arm", "reads"), rows, text_columns=2, folded=True)
 
 
@@ -215,35 +223,37 @@ def leakage(entry: Mapping[str, Any]) -> parts.Section | None:
             str(seed),
             f"{one['documents']:,}",
             cells.exact_percent(one["seeds_in_train"]),
-            cells.exact_percent(one["heldout"], 3),
-            cells.exact_percent(one["chance"], 3),
-            "{} ({} to {})".format(
-                *(cells.points(one["difference"][key]) for key in ("mean", "low", "high"))
-            ),
+            *_beside_chance(one),
+            *_beside_chance(one["whole"]),
         )
         for seed, one in zip(entry["seeds"], found, strict=True)
     )
     ngram = found[0]["ngram"]
-    above = sum(one["difference"]["low"] > 0 for one in found)
     inside = all(one["seeds_in_train"] == 1 for one in found)
     text = (
         "Every synthetic document goes back to a seed of D_pretrain. "
         if inside
         else "Some synthetic documents have seeds outside D_pretrain. "
     )
+    above = sum(one["difference"]["low"] > 0 for one in found)
+    whole = sum(one["whole"]["difference"]["low"] > 0 for one in found)
     text += (
-        f"In {above} of {len(found)} seeds held-out n‑grams are more frequent than by chance."
-        if above
-        else "In no seed are held-out n‑grams more frequent than by chance."
+        f"Held-out n‑grams are more frequent than by chance in {_seeds(above, found)}, and more "
+        f"held-out documents are there for the most part in {_seeds(whole, found)}."
     )
     table = parts.Table(
         "Leakage",
-        ("seed", "documents", "seeds in D_pretrain", "held-out n‑grams", "by chance", "difference"),
+        (
+            *("seed", "documents", "seeds in D_pretrain"),
+            *("held-out n‑grams", "by chance", "difference"),
+            *("held-out documents", "by chance", "difference"),
+        ),
         rows,
         note=f"Of the {ngram}‑grams of held-out documents that D_pretrain does not have, the share "
         "that the synthetic text has; by chance: of documents drawn in the same way, which nothing "
-        "was trained on. Difference in percentage points, with its 95% interval over resampled "
-        "documents.",
+        "was trained on. Held-out documents: those of which it has half of these n‑grams or more. "
+        "Differences in percentage points, with their 95% intervals over resampled documents: a "
+        "leak that is smaller than an interval is wide need not be seen.",
     )
     return parts.Section("Has held-out text leaked?", (text,), tables=(table,))
 
@@ -308,13 +318,46 @@ def cost(entry: Mapping[str, Any]) -> parts.Section:
     return parts.Section("What it costs", tuple(paragraphs), tables=tuple(tables))
 
 
+def _seeds(count: int, of: Sequence[Any]) -> str:
+    """2 of 5 seeds; no seed."""
+    return f"{count} of {len(of)} seeds" if count else "no seed"
+
+
+def _beside_chance(one: Mapping[str, Any]) -> tuple[str, str, str]:
+    """1.234%, 1.2%, +0.03 points (-0.1 to +0.2)."""
+    difference = (cells.points(one["difference"][key]) for key in ("mean", "low", "high"))
+    return (
+        cells.exact_percent(one["heldout"], 3),
+        cells.exact_percent(one["chance"], 3),
+        "{} ({} to {})".format(*difference),
+    )
+
+
 def settings(entry: Mapping[str, Any]) -> parts.Section | None:
     """All that was tried."""
+    arms = {name: entry["tuning"].get(name, ()) for name in parts.ordered(entry)}
+    known = {**entry["synthesizer_tuning"]}
+    synthesizers = {SYNTHESIZERS.get(kind, kind): tried for kind, tried in known.items()}
+    tables = (
+        _tried(entry, "arm", "Every arm was", "Settings", arms),
+        _tried(entry, "tuned on", "Synthesizers were", "Settings of synthesizers", synthesizers),
+    )
+    shown = tuple(table for table in tables if table is not None)
+    return parts.Section("How settings were chosen", tables=shown) if shown else None
+
+
+def _tried(
+    entry: Mapping[str, Any],
+    column: str,
+    who: str,
+    what: str,
+    of: Mapping[str, Sequence[Mapping[str, float]]],
+) -> parts.Table | None:
+    """Development losses of all settings of each; None where nothing was tried."""
     rows = []
-    everything = [one for tried in entry["tuning"].values() for one in tried]
+    everything = [one for tried in of.values() for one in tried]
     keys = cells.in_order(key for one in everything for key in one if key != "dev_loss")
-    for name in [name for name in parts.ordered(entry) if name in entry["tuning"]]:
-        tried = entry["tuning"][name]
+    for name, tried in of.items():
         least = min((one["dev_loss"] for one in tried), default=math.inf)
         for one in sorted(tried, key=lambda one: [one.get(key, 0.0) for key in keys]):
             mark = "chosen" if one["dev_loss"] == least else ""
@@ -324,15 +367,14 @@ def settings(entry: Mapping[str, Any]) -> parts.Section | None:
         return None
     seeds = entry["tuning_seeds"]
     where = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    table = parts.Table(
-        f"Settings tried on {where} ({len(rows) * len(seeds)} trainings)",
-        ("arm", *(key.replace("_", " ") for key in keys), "development loss", "chosen"),
+    return parts.Table(
+        f"{what} tried on {where} ({len(rows) * len(seeds)} trainings)",
+        (column, *(key.replace("_", " ") for key in keys), "development loss", "chosen"),
         tuple(rows),
-        note=f"Every arm was tried with the same settings, on {where}, none of which is reported; "
+        note=f"{who} tried with the same settings, on {where}, none of which is reported; "
         "development losses are means over them.",
         folded=True,
     )
-    return parts.Section("How settings were chosen", tables=(table,))
 
 
 def _curve(name: str, curves: Sequence[Sequence[Sequence[float]]]) -> figures.Line:

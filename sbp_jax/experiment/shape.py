@@ -56,9 +56,17 @@ ARM: dict[str, Any] = {
     "oracle_gain_recovered?": INTERVAL,
     "sbp_lead?": LEAD,
 }
+DIFFERENCE: dict[str, Any] = {
+    "heldout": float,
+    "chance": float,
+    "difference": {"mean": float, "low": float, "high": float},
+}
 RESULT: dict[str, Any] = {
     "question": str,
     "criterion": str,
+    "least_share": Maybe(float),
+    "least_seeds_ahead": Maybe(int),
+    "before": str,
     "config_hash": str,
     "seeds": [int],
     "tuning_seeds": [int],
@@ -74,6 +82,7 @@ RESULT: dict[str, Any] = {
     "controls": Each(ARM),
     "oracle_gain_recovered?": INTERVAL,
     "tuning": Each([Each(float)]),
+    "synthesizer_tuning": Each([Each(float)]),
     "synthesizers": Each(
         [
             {
@@ -89,26 +98,26 @@ RESULT: dict[str, Any] = {
     ),
     "corpora": Each([Each(float)]),
     "pairs": [{"pairs": int, "pairs_per_document": float, "share_without_pairs": float}],
-    "sweeps": Each([{"changes": Each(object), "arms": Each(TRAINED)}]),
+    "sweeps": Each([{"changes": Each(object), "arms": Each(TRAINED), "failed?": str}]),
     "leakage?": [
         {
             "ngram": int,
             "documents": int,
             "seeds_in_train": float,
-            "heldout": float,
-            "chance": float,
-            "difference": {"mean": float, "low": float, "high": float},
+            **DIFFERENCE,
+            "whole": DIFFERENCE,
         }
     ],
     "cost?": [{"base": float, "tuning": float, "synthesis": float}],
 }
+TEXT = dict.fromkeys(("train", "dev", "heldout", "oracle", "vocab"), str)
 # What `sbp results` adds to it.
 ENTRY: dict[str, Any] = {
     **RESULT,
     "seconds": float,
     "machine": str,
     "command": str,
-    "config": Each(object),
+    "config": {"corpus": {"TextCorpus?": TEXT}, "design": Each(object)},
 }
 
 NAMES: dict[type, str] = {

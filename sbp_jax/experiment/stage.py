@@ -77,10 +77,13 @@ def experiment(
     synthesizer_grid: Mapping[str, Sequence[float]] = gin.REQUIRED,
     arms: Sequence[str] = ARMS,
     controls: Sequence[str] = (),
-    sweeps: Sequence[Any] = (),
+    sweeps: Sequence[Sweep] = (),
     seeds: Sequence[int] = (0, 1, 2),
     tuning_seeds: Sequence[int] = (1000,),
     evaluations: int = 20,
+    least_share: float | None = None,
+    least_seeds_ahead: int | None = None,
+    before: str = "",
     mesh: MeshConfig | None = None,
     compute: ComputeConfig | None = None,
 ) -> None:
@@ -98,38 +101,42 @@ def experiment(
         base model is taken.
       arms: of `study.ARMS` and `study.FURTHER`; `repetition` is always among them.
       controls: of `study.CONTROLS`.
-      sweeps: `Sweep`s.
+      sweeps: each with a name of its own.
       seeds: that are reported.
       tuning_seeds: on which settings are chosen; none of them. With one, what was luck there is
         taken for a good setting.
       evaluations: of the development loss in each training.
+      least_share: of the oracle's gain that SBP has to recover, where the criterion asks for one.
+      least_seeds_ahead: likewise, in how many seeds SBP has to be ahead of repetition.
+      before: earlier runs, what came out of them, and why they do not count: the page tells it.
       mesh: how parameters and batch are laid over the devices.
       compute: how a step is computed.
 
     Raises:
       UserError: an argument is out of range.
     """
-    known = (*ARMS, *FURTHER, *CONTROLS)
-    if "repetition" not in arms or not {*arms, *controls} <= set(known):
+    _check_arms(arms, controls)
+    _check_sweeps(sweeps, [*arms, *controls], design)
+    read = {*controls, *itertools.chain(*(sweep.arms for sweep in sweeps))}
+    if "ideal" in read and not isinstance(corpus, ConceptCorpus):
         raise UserError(
-            f"experiment.arms = {list(arms)}, controls = {list(controls)}: expected `repetition` "
-            f"and some of {list(known)}"
+            "experiment: `ideal` is of a concept world, whose facts are known: leave it out of "
+            f"controls and sweeps for {type(corpus).__name__}"
         )
-    if "ideal" in controls and not isinstance(corpus, ConceptCorpus):
-        raise UserError(
-            "experiment.controls: `ideal` is of a concept world, whose facts are known: leave it "
-            f"out for {type(corpus).__name__}"
-        )
-    for sweep in sweeps:  # or a mistake would be told after hours
-        if not isinstance(sweep, Sweep) or not set(sweep.arms) <= set(known):
-            raise UserError(f"experiment.sweeps: {sweep!r}: expected a Sweep of arms of {known}")
-        for changes in sweep.changes:
-            design.changed(changes)
     all_seeds = [*seeds, *tuning_seeds]
-    if not seeds or not tuning_seeds or len(set(all_seeds)) < len(all_seeds):
+    if not seeds or not tuning_seeds or len(set(all_seeds)) < len(all_seeds) or min(all_seeds) < 0:
         raise UserError(
             f"experiment.seeds = {list(seeds)}, tuning_seeds = {list(tuning_seeds)}: expected one "
-            "or more of each, all different"
+            "or more of each, all different, of 0 and more"
+        )
+    if evaluations < 1:
+        raise UserError(f"experiment.evaluations = {evaluations}: expected 1 or more")
+    if least_share is not None and not 0 < least_share <= 1:
+        raise UserError(f"experiment.least_share = {least_share}: expected above 0 and up to 1")
+    if least_seeds_ahead is not None and not 1 <= least_seeds_ahead <= len(seeds):
+        raise UserError(
+            f"experiment.least_seeds_ahead = {least_seeds_ahead}: expected 1 to the number of "
+            f"seeds, {len(seeds)}"
         )
     settings, of_synthesizers = _combinations(grid), _of_synthesizers(synthesizer_grid)
     layout = make_layout(mesh or MeshConfig())
@@ -198,19 +205,23 @@ def experiment(
     result = {
         "question": question,
         "criterion": criterion,
+        "least_share": least_share,
+        "least_seeds_ahead": least_seeds_ahead,
+        "before": before,
         "seeds": list(seeds),
         "tuning_seeds": list(tuning_seeds),
         "config_hash": stage.manifest.identity,
         "parameters": parameter_count(studies[0].design.model),
         "train_tokens": studies[0].tokens,
         "unique_tokens": studies[0].real.source.tokens,
-        "documents": studies[0].real.source.documents,
+        "documents": len(studies[0].splits.train),
         "passes": design.passes,
         "synthetic_share": design.share,
         "heldout_tokens": [one.heldout.source.tokens for one in studies],
         "bayes_loss": [one.splits.bayes_loss for one in studies],
-        **summary(losses, controls),
+        **statistics.summary(losses, controls),
         "tuning": _of_tuning(tuning, names, tuned, settings),
+        "synthesizer_tuning": _of_synthesizer_tuning(tuning, tuned, of_synthesizers),
         "synthesizers": {
             kind: [checks.synthesizer(one, kind, tuned) for one in studies]
             for kind in tuned.synthesizers
@@ -232,6 +243,39 @@ def experiment(
     share = result.get("oracle_gain_recovered")
     logging.info("%s: share of the oracle's gain recovered: %s", run.scope, share)
     stage.commit({"seeds": len(seeds), "arms": len(names), "oracle_gain_recovered": share})
+
+
+def _check_arms(arms: Sequence[str], controls: Sequence[str]) -> None:
+    for place, names, known in (
+        ("arms", arms, (*ARMS, *FURTHER)),
+        ("controls", controls, CONTROLS),
+    ):
+        if isinstance(names, str) or not set(names) <= set(known) or len(set(names)) < len(names):
+            raise UserError(f"experiment.{place} = {names!r}: expected some of {list(known)}, once")
+    if "repetition" not in arms:
+        raise UserError(f"experiment.arms = {list(arms)}: expected `repetition` among them")
+
+
+def _check_sweeps(sweeps: Sequence[Sweep], names: Sequence[str], design: Design) -> None:
+    """What is wrong with a sweep is told now, and not after hours."""
+    known = (*ARMS, *FURTHER, *CONTROLS)
+    for sweep in sweeps:
+        if not isinstance(sweep, Sweep) or not set(sweep.arms) <= set(known):
+            raise UserError(f"experiment.sweeps: {sweep!r}: expected a Sweep of arms of {known}")
+        if not sweep.changes:
+            raise UserError(f"experiment.sweeps: {sweep.name} changes nothing: expected a change")
+        for changes in sweep.changes:
+            design.changed(changes)
+        untuned = sorted({*sweep.arms} - {*names})
+        if untuned and not sweep.retune:
+            raise UserError(
+                f"experiment.sweeps: {sweep.name}: {', '.join(untuned)} is no arm or control of "
+                "the experiment, whose settings it would take: add it there, or set retune"
+            )
+    titles = [sweep.name for sweep in sweeps]
+    twice = sorted({title for title in titles if titles.count(title) > 1})
+    if twice:
+        raise UserError(f"experiment.sweeps: {twice[0]} is there twice: name each differently")
 
 
 def tune(
@@ -256,12 +300,9 @@ def tune(
         logging.info("%s: %s", name, choices.arms[name])
 
     def choose_synthesizer(kind: str) -> None:
-        # One from scratch has no start, so its settings differ in the others alone.
-        own = of_synthesizers
-        if kind in ("scratch", "second"):
-            own = list(dict.fromkeys(one._replace(start=0.0) for one in own))
         choices.synthesizers[kind] = min(
-            own, key=lambda s: _mean(study.synthesizer(kind, choices, s) for study in studies)
+            _settings_of(kind, of_synthesizers),
+            key=lambda s: _mean(study.synthesizer(kind, choices, s) for study in studies),
         )
         logging.info("synthesizer %s: %s", kind, choices.synthesizers[kind])
 
@@ -283,31 +324,6 @@ def tune(
 def _base_of(names: Sequence[str]) -> list[str]:
     """Arms on which others hang."""
     return ["sbp"] if {"second_round", "repetition_charged"} & set(names) else []
-
-
-def summary(losses: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
-    """Arms and controls with their gains, and what share of the oracle's gain SBP recovered.
-
-    Args:
-      losses: by arm, `by_seed` the held-out losses.
-      controls: which of them are controls.
-    """
-    by_seed = {name: arm["by_seed"] for name, arm in losses.items()}
-    found: dict[str, Any] = {"arms": {}, "controls": {}}
-    for name, arm in losses.items():
-        one = {**arm, "heldout_loss": statistics.mean_and_interval(by_seed[name])}
-        if name != "repetition":
-            one["lead_over_repetition"] = statistics.lead(by_seed[name], by_seed["repetition"])
-        if "oracle" in by_seed:
-            one["oracle_gain_recovered"] = statistics.gain_recovered(
-                by_seed["repetition"], by_seed[name], by_seed["oracle"]
-            )
-        if "sbp" in by_seed and name not in ("sbp", "oracle"):
-            one["sbp_lead"] = statistics.lead(by_seed["sbp"], by_seed[name])
-        found["controls" if name in controls else "arms"][name] = one
-    if {"sbp", "oracle"} <= set(by_seed):
-        found["oracle_gain_recovered"] = found["arms"]["sbp"]["oracle_gain_recovered"]
-    return found
 
 
 def _losses(studies: Sequence[Study], name: str, choices: Choices) -> dict[str, Any]:
@@ -345,6 +361,32 @@ def _of_tuning(
     }
 
 
+def _of_synthesizer_tuning(
+    studies: Sequence[Study], choices: Choices, settings: Sequence[SynthesizerSettings]
+) -> dict[str, list[dict[str, Any]]]:
+    """Likewise for each synthesizer."""
+    return {
+        kind: [
+            {
+                "start": one.start,
+                **dataclasses.asdict(one.fit),
+                "dev_loss": _mean(study.synthesizer(kind, choices, one) for study in studies),
+            }
+            for one in _settings_of(kind, settings)
+        ]
+        for kind in choices.synthesizers
+    }
+
+
+def _settings_of(
+    kind: str, settings: Sequence[SynthesizerSettings]
+) -> Sequence[SynthesizerSettings]:
+    """One that is tuned from no base model has no start: its settings differ in the rest alone."""
+    if kind in ("scratch", "second"):
+        return list(dict.fromkeys(one._replace(start=0.0) for one in settings))
+    return settings
+
+
 def _sweep(
     sweep: Sweep,
     study: Any,
@@ -354,18 +396,24 @@ def _sweep(
     grid: Mapping[str, Sequence[float]],
     of_synthesizers: Sequence[SynthesizerSettings],
 ) -> list[dict[str, Any]]:
-    """The arms of a sweep for each of its changes."""
-    found = []
+    """The arms of a sweep for each of its changes, or what kept one from being made."""
+    found: list[dict[str, Any]] = []
     names = list(dict.fromkeys(["repetition", *sweep.arms]))
     for changes in sweep.changes:
         changed = study(tuning_seeds[0]).design.changed(changes)
         choices = tuned
-        if sweep.retune:
-            tuning = [study(seed, changed) for seed in tuning_seeds]
-            choices = tune(tuning, names, _combinations(grid), of_synthesizers)
-        studies = [study(seed, changed) for seed in seeds]
         trained = names if sweep.retune else list(sweep.arms)
-        losses = {name: _losses(studies, name, choices) for name in trained}
+        studies = [study(seed, changed) for seed in seeds]
+        try:
+            if sweep.retune:
+                tuning = [study(seed, changed) for seed in tuning_seeds]
+                choices = tune(tuning, names, _combinations(grid), of_synthesizers)
+            losses = {name: _losses(studies, name, choices) for name in trained}
+        except UserError as error:  # an α that leaves no pair: all else is worth hours, and stays
+            logging.warning("sweep %s, %s: %s", sweep.name, changes, error.message)
+            plain = artifacts.plain(changes)
+            found.append({"changes": plain, "arms": {}, "failed": error.message})
+            continue
         for one in losses.values():
             one["heldout_loss"] = statistics.mean_and_interval(one["by_seed"])
             del one["curves"]
@@ -380,7 +428,8 @@ def _combinations(grid: Mapping[str, Sequence[float]]) -> list[Settings]:
       UserError: a field is unknown or missing.
     """
     known = [field.name for field in dataclasses.fields(Settings)]
-    if "learning_rate" not in grid or set(grid) - set(known):
+    lists = all(isinstance(one, Sequence) and len(one) for one in grid.values())
+    if "learning_rate" not in grid or set(grid) - set(known) or not lists:
         raise UserError(
             f"experiment.grid = {dict(grid)}: expected lists of values of `learning_rate` and any "
             f"of {known[1:]}"
@@ -398,13 +447,12 @@ def _of_synthesizers(grid: Mapping[str, Sequence[float]]) -> list[SynthesizerSet
       UserError: a field is unknown or missing, or a start no share of the base model's training.
     """
     rest = {name: values for name, values in grid.items() if name != "start"}
-    if any(not 0 < start <= 1 for start in grid.get("start", ())):
+    starts = grid.get("start", (1.0,))
+    if not (isinstance(starts, Sequence) and len(starts) and all(0 < one <= 1 for one in starts)):
         raise UserError(
-            f"experiment.synthesizer_grid['start'] = {list(grid['start'])}: expected shares of the "
+            f"experiment.synthesizer_grid['start'] = {starts!r}: expected a list of shares of the "
             "base model's training, above 0 and up to 1"
         )
     return [
-        SynthesizerSettings(start, settings)
-        for start in grid.get("start", (1.0,))
-        for settings in _combinations(rest)
+        SynthesizerSettings(start, settings) for start in starts for settings in _combinations(rest)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,4 +59,29 @@ def lead(arm: Sequence[float], other: Sequence[float]) -> dict[str, Any]:
     found: dict[str, Any] = mean_and_interval(np.subtract(other, arm).tolist())
     error = found["standard_error"]
     found["standard_errors"] = found["mean"] / error if error else None
+    return found
+
+
+def summary(losses: Mapping[str, Mapping[str, Any]], controls: Sequence[str]) -> dict[str, Any]:
+    """Arms and controls with their gains, and what share of the oracle's gain SBP recovered.
+
+    Args:
+      losses: by arm, `by_seed` the held-out losses.
+      controls: which of them are controls.
+    """
+    by_seed = {name: arm["by_seed"] for name, arm in losses.items()}
+    found: dict[str, Any] = {"arms": {}, "controls": {}}
+    for name, arm in losses.items():
+        one = {**arm, "heldout_loss": mean_and_interval(by_seed[name])}
+        if name != "repetition":
+            one["lead_over_repetition"] = lead(by_seed[name], by_seed["repetition"])
+        if "oracle" in by_seed:
+            one["oracle_gain_recovered"] = gain_recovered(
+                by_seed["repetition"], by_seed[name], by_seed["oracle"]
+            )
+        if "sbp" in by_seed and name not in ("sbp", "oracle"):
+            one["sbp_lead"] = lead(by_seed["sbp"], by_seed[name])
+        found["controls" if name in controls else "arms"][name] = one
+    if {"sbp", "oracle"} <= set(by_seed):
+        found["oracle_gain_recovered"] = found["arms"]["sbp"]["oracle_gain_recovered"]
     return found

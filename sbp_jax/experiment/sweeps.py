@@ -66,9 +66,14 @@ def section(name: str, entry: Mapping[str, Any], sweep: str) -> parts.Section:
     if len(keys) == 2:
         crossed = _crossed(swept, points, keys, gains)
         tables[:0] = [crossed] if crossed else []
-    return parts.Section(
-        f"Sweep: {sweep}", figures=(figure,) if figure else (), tables=tuple(tables)
+    failed = tuple(
+        f"{', '.join(f'{k} {cells.change(v)}' for k, v in one['changes'].items())} was not to be "
+        f"made: {one['failed']}"
+        for one in swept
+        if "failed" in one
     )
+    shown = (figure,) if figure else ()
+    return parts.Section(f"Sweep: {sweep}", failed, figures=shown, tables=tuple(tables))
 
 
 def _points(

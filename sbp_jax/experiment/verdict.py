@@ -53,8 +53,13 @@ def verdict(entry: Mapping[str, Any]) -> Verdict:
             outcomes[name] = outcome(found)
             claim = f"SBP below {what} by more than {BAR:g} standard errors"
             bars.append(Bar(claim, lead(found) + _by_seed(arms, name), outcomes[name]))
-    if "sbp" in arms and "oracle" in arms:
-        bars.append(_of_the_oracle(entry))
+    if "sbp" in arms:
+        if entry["least_seeds_ahead"] is not None:
+            bars.append(_of_the_seeds(entry))
+        if "oracle" in arms:
+            bars.append(_of_the_oracle(entry))
+        if entry["least_share"] is not None:
+            bars.append(_of_the_share(entry))
     return Verdict(_title(entry, outcomes), tuple(bars), _ceiling(entry), tuple(_cautions(entry)))
 
 
@@ -78,9 +83,14 @@ def lead(found: Mapping[str, Any]) -> str:
 
 def _by_seed(arms: Mapping[str, Any], name: str) -> str:
     """; below it in 4 of 5 seeds."""
+    below, seeds = _ahead(arms, name)
+    return f"; below it in {below} of {seeds} seeds" if seeds > 1 else ""
+
+
+def _ahead(arms: Mapping[str, Any], name: str) -> tuple[int, int]:
+    """In how many seeds SBP lies below an arm, and of how many."""
     pairs = list(zip(arms["sbp"]["by_seed"], arms[name]["by_seed"], strict=True))
-    below = sum(own < other for own, other in pairs)
-    return f"; below it in {below} of {len(pairs)} seeds" if len(pairs) > 1 else ""
+    return sum(own < other for own, other in pairs), len(pairs)
 
 
 def share(found: Mapping[str, Any] | None) -> str:
@@ -105,6 +115,22 @@ def _of_the_oracle(entry: Mapping[str, Any]) -> Bar:
     if found["low"] is None:
         return Bar(claim, share(found), UNKNOWN)
     return Bar(claim, share(found), MET if found["low"] > 0 else FAILED)
+
+
+def _of_the_seeds(entry: Mapping[str, Any]) -> Bar:
+    least = entry["least_seeds_ahead"]
+    below, seeds = _ahead(entry["arms"], "repetition")
+    claim = f"SBP below repetition in at least {least} of {seeds} seeds"
+    return Bar(claim, f"{below} of {seeds}", MET if below >= least else FAILED)
+
+
+def _of_the_share(entry: Mapping[str, Any]) -> Bar:
+    least = entry["least_share"]
+    claim = f"at least {percent(least)} of the oracle’s gain is recovered"
+    found = entry["arms"]["sbp"].get("oracle_gain_recovered")
+    if found is None or found["low"] is None:
+        return Bar(claim, share(found), UNKNOWN)
+    return Bar(claim, share(found), MET if found["mean"] >= least else FAILED)
 
 
 def _title(entry: Mapping[str, Any], outcomes: Mapping[str, str]) -> str:
@@ -151,7 +177,13 @@ def _cautions(entry: Mapping[str, Any]) -> list[str]:
         found.append(f"{seeds} seeds say little about the spread between seeds.")
     if "sbp" in arms and not _controls(entry):
         found.append("No control was trained: a gain could come from any other text as well.")
+    if "TextCorpus" in entry["config"]["corpus"] and seeds > 1:
+        found.append(
+            "All seeds have the same documents: the intervals tell what other trainings and "
+            "samples of this text would give, and not what another text would."
+        )
     edges = [text for name in arms if (text := _edge(entry, name))]
+    edges += [text for kind in entry["synthesizers"] if (text := _edge_of(entry, kind))]
     if edges:
         found.append(
             "Chosen settings at the edge of what was tried, beyond which might lie better ones: "
@@ -191,22 +223,39 @@ def _cautions(entry: Mapping[str, Any]) -> list[str]:
             f"In {len(leaked)} of {seeds} seeds the synthetic text has more n-grams of held-out "
             "documents than chance would give (95% interval above 0)."
         )
+    whole = [one for one in entry.get("leakage", ()) if one["whole"]["difference"]["low"] > 0]
+    if whole:
+        found.append(
+            f"In {len(whole)} of {seeds} seeds the synthetic text has most of more held-out "
+            "documents than chance would give (95% interval above 0)."
+        )
     return found
 
 
 def _edge(entry: Mapping[str, Any], name: str) -> str:
-    """`sbp dropout 0`, of settings that were least or most of those tried."""
-    tried, chosen = (
-        entry["tuning"].get(name, []),
-        entry["arms" if name in entry["arms"] else "controls"],
-    )
-    parts = []
-    for key, value in chosen[name]["settings"].items():
-        values = sorted({one[key] for one in tried if key in one})
-        # No dropout and no weight decay are no edges: less there is not.
-        if len(values) > 1 and value in (values[0], values[-1]) and value != 0:
-            parts.append(f"{key.replace('_', ' ')} {value:g}")
+    """`sbp dropout 0.2`, of an arm's settings that were least or most of those tried."""
+    chosen = entry["arms" if name in entry["arms"] else "controls"][name]["settings"]
+    parts = _at_the_edge(chosen, entry["tuning"].get(name, ()))
     return f"{name} {', '.join(parts)}" if parts else ""
+
+
+def _edge_of(entry: Mapping[str, Any], kind: str) -> str:
+    """`synthesizer (related) learning rate 0.0003`, likewise of a synthesizer."""
+    chosen = entry["synthesizers"][kind][0]
+    settings = {"start": chosen["start"], **chosen["settings"]}
+    parts = _at_the_edge(settings, entry["synthesizer_tuning"].get(kind, ()))
+    return f"synthesizer ({kind}) {', '.join(parts)}" if parts else ""
+
+
+def _at_the_edge(chosen: Mapping[str, float], tried: Sequence[Mapping[str, float]]) -> list[str]:
+    found = []
+    for key, value in chosen.items():
+        values = sorted({one[key] for one in tried if key in one})
+        # Beyond no dropout, no weight decay and the end of the base model's training is nothing.
+        ends = value == 0 or (key == "start" and value == 1)
+        if len(values) > 1 and value in (values[0], values[-1]) and not ends:
+            found.append(f"{key.replace('_', ' ')} {value:g}")
+    return found
 
 
 def _fixed(entry: Mapping[str, Any]) -> list[str]:
