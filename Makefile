@@ -40,7 +40,7 @@ experiment: $(READY)
 	for name in $(EVIDENCE); do \
 		$(BIN)/sbp experiment --gin_file=evidence/$$name.gin || exit; \
 	done
-	$(BIN)/sbp results $(EVIDENCE:%=runs/%/experiment)
+	$(BIN)/sbp results --replace $(EVIDENCE:%=runs/%/experiment)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

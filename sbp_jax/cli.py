@@ -5,7 +5,7 @@
     sbp show TASK|ARTEFACT [--run_dir=DIR] [--html=FILE]
     sbp pair … --inspect=FILE
     sbp evaluate … --tasks=NAME[,NAME…]
-    sbp results [ARTEFACT…] [--into=FILE] [--name=EXPERIMENT] [--machine=WORDS]
+    sbp results [ARTEFACT…] [--into=FILE] [--name=EXPERIMENT] [--machine=WORDS] [--replace]
     sbp synthesize --status=DIR [--scope=SCOPE] [--price=DOLLARS] [--json]
 
 Exit codes: 0 the stage is finished, 1 it failed, 2 the user made a mistake, 3 what was planned does
@@ -80,6 +80,7 @@ OF_STAGES = {
     "into": ("results",),
     "name": ("results",),
     "machine": ("results",),
+    "replace": ("results",),
     "runner": ("cache", "bootstrap"),
     "runner_option": ("cache", "bootstrap"),
 }
@@ -171,6 +172,11 @@ def parser() -> Parser:
     )
     result.add_argument("--name", help="results: of the experiment, where its artefact has none")
     result.add_argument("--machine", help="results: that it ran on, where its artefact has none")
+    result.add_argument(
+        "--replace",
+        action="store_true",
+        help="results: take out what an experiment of that name has left with other settings",
+    )
     result.add_argument("--topology", help="plan: a TPU slice, e.g. v5p:4x4x4")
     result.add_argument("--slices", type=int, help="plan: how many of them")
     result.add_argument(
@@ -244,7 +250,9 @@ def _run(flags: argparse.Namespace, bindings: Sequence[str]) -> int:
     if flags.stage == "results":
         if bindings:
             raise UserError("reads no gin: leave out --gin.NAME=VALUE")
-        _load(STAGES["results"])(flags.paths, flags.into, flags.name, flags.machine)
+        _load(STAGES["results"])(
+            flags.paths, flags.into, flags.name, flags.machine, replace=flags.replace
+        )
         return 0
     sys.path.insert(0, os.getcwd())  # the user's own task modules lie where the command is run
     functions = {name: _load(target) for name, target in STAGES.items()}

@@ -502,7 +502,7 @@ def test_what_an_artefact_does_not_say_is_asked_for(tmp_path):
         results.collect(folder, "a/b", "a machine")
 
 
-def test_an_entry_of_another_config_is_replaced_with_a_word(tmp_path, monkeypatch):
+def test_an_entry_of_another_config_is_replaced_only_on_demand(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: told.append(text % values))
     into = str(tmp_path / "results.json")
@@ -512,7 +512,11 @@ def test_an_entry_of_another_config_is_replaced_with_a_word(tmp_path, monkeypatc
     results.results([str(one)], into)
     assert told == []
     old = results.read(into)["worlds"]["config_hash"]
-    results.results([str(other)], into)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(UserError, match=f"{old}, and would be lost .* give --replace"):
+        results.results([str(other)], into)
+    assert (tmp_path / "results.json").read_bytes() == before
+    results.results([str(other)], into, replace=True)
     new = results.read(into)["worlds"]["config_hash"]
     assert old != new
     assert len(told) == 1
@@ -563,6 +567,7 @@ def test_figures_of_no_experiment_go_and_others_stay(made, tmp_path):
         (["results", "--name=a"], "--name is of one experiment"),
         (["results", "--into=a.txt"], "--into=a.txt: expected a file that ends in .json"),
         (["train", "--into=a.json"], "takes no --into"),
+        (["train", "--replace"], "takes no --replace"),
         (["show", "a", "b"], "takes one path, and got a b"),
     ],
 )

@@ -35,6 +35,8 @@ def results(
     into: str | None = None,
     name: str | None = None,
     machine: str | None = None,
+    *,
+    replace: bool = False,
 ) -> None:
     """Takes in results of experiments, and writes the pages and figures anew.
 
@@ -43,9 +45,10 @@ def results(
       into: the JSON file; None for `INTO`. The pages lie beside it.
       name: of the experiment; None for what its artefact says.
       machine: likewise, that it ran on.
+      replace: whether an entry of another configuration gives way to one of the same name.
 
     Raises:
-      UserError: an artefact or the file is missing or damaged.
+      UserError: an artefact or the file is missing or damaged, or would replace another.
     """
     # Imported here: the command loads this module for every stage, and jinja2 only this one needs.
     from sbp_jax.experiment import page
@@ -59,7 +62,7 @@ def results(
     if artefacts:
         experiments = read(path) if path.exists() else {}
         for folder in artefacts:
-            _take_in(experiments, *collect(folder, name, machine), path)
+            _take_in(experiments, *collect(folder, name, machine), path, replace=replace)
         path.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_atomic(path, to_json(experiments))
     experiments = read(path)
@@ -81,7 +84,7 @@ def read(path: epath.PathLike) -> dict[str, dict[str, Any]]:
       UserError: it is missing or damaged.
     """
     path = epath.Path(path)
-    remedy = "take its artefact in again with `sbp results ARTEFACT`"
+    remedy = "remove that entry, and take its artefact in again with `sbp results ARTEFACT`"
     content = _json(path, "take in an experiment with `sbp results ARTEFACT`")
     shape.check(content, {"experiments": shape.Each({})}, file=path, key="", remedy=remedy)
     for name, entry in content["experiments"].items():
@@ -227,7 +230,12 @@ def _numbers(tree: Any, *place: str) -> Iterator[tuple[tuple[str, ...], float | 
 
 
 def _take_in(
-    experiments: dict[str, Any], name: str, entry: dict[str, Any], path: epath.Path
+    experiments: dict[str, Any],
+    name: str,
+    entry: dict[str, Any],
+    path: epath.Path,
+    *,
+    replace: bool,
 ) -> None:
     old = experiments.get(name)
     if old is None:
@@ -235,13 +243,13 @@ def _take_in(
     elif old["config_hash"] == entry["config_hash"]:
         logging.info("%s: %s (%s) is taken in again", path, name, entry["config_hash"])
     else:
-        logging.warning(
-            "%s: %s was made with config %s, and is replaced by one made with %s",
-            path,
-            name,
-            old["config_hash"],
-            entry["config_hash"],
-        )
+        hashes = f"with config {old['config_hash']}", f"one made with {entry['config_hash']}"
+        if not replace:
+            raise UserError(
+                f"{path}: {name} was made {hashes[0]}, and would be lost to {hashes[1]}: give "
+                "--replace, or another --name or --into"
+            )
+        logging.warning("%s: %s, made %s, is replaced by %s", path, name, *hashes)
     experiments[name] = entry
 
 
