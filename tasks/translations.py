@@ -10,7 +10,8 @@ Prepare: nothing; `import tasks.translations` in gin.
 
 Splits: `train` (D_pretrain) has some passages, each in two of the translations. `heldout` and `dev`
 are other translations of the same passages, and no near-duplicate (containment of 13-word
-shingles) of a document in another split. `oracle` is the full pool without them, `train` included.
+shingles) of a document in another split. `oracle` is the pool without them, `train` included: all
+passages, or a number of them, in all translations.
 So what `heldout` says can be learnt from `train`, and how it is said there cannot.
 """
 
@@ -54,6 +55,7 @@ def translations(
     names: Sequence[str] = ("asv", "kjv", "web", "ylt"),
     verses: int = 2,
     passages: int = 600,
+    pool: int | None = None,
     heldout_share: float = 0.5,
     dev_share: float = 0.25,
 ) -> dict[str, list[Document]]:
@@ -63,6 +65,7 @@ def translations(
       names: of the translations, as in `pythonbible-NAME`.
       verses: in a document; a chapter's last ones that make no whole document are left out.
       passages: of D_pretrain, each in two translations.
+      pool: how many passages the oracle has, those of D_pretrain among them; all by default.
       heldout_share: of the other translations of these passages, to `heldout`.
       dev_share: likewise to `dev`.
 
@@ -78,20 +81,30 @@ def translations(
         raise UserError(
             f"translations: verses = {verses} and passages = {passages} must be at least 1"
         )
-    return _dealt(tuple(names), verses, passages, heldout_share, dev_share)
+    if pool is not None and pool < passages:
+        raise UserError(
+            f"translations.pool = {pool:,}: expected the {passages:,} of translations.passages, "
+            "or more"
+        )
+    return _dealt(tuple(names), verses, passages, pool, heldout_share, dev_share)
 
 
 @functools.cache
 def _dealt(
-    names: tuple[str, ...], verses: int, passages: int, heldout_share: float, dev_share: float
+    names: tuple[str, ...],
+    verses: int,
+    passages: int,
+    pool: int | None,
+    heldout_share: float,
+    dev_share: float,
 ) -> dict[str, list[Document]]:
     found = aligned({name: read(name) for name in names}, verses)
-    if len(found) < passages:
+    if len(found) < max(passages, pool or 0):
         raise UserError(
-            f"translations.passages = {passages:,}: {', '.join(names)} have {len(found):,} in "
-            f"common of {verses} verses"
+            f"translations.passages = {passages:,} and pool = {pool}: {', '.join(names)} have "
+            f"{len(found):,} in common of {verses} verses"
         )
-    dealt = split(found, passages, heldout_share, dev_share)
+    dealt = split(found, passages, pool, heldout_share, dev_share)
     if empty := [name for name in SPLITS if not dealt[name]]:
         raise UserError(
             f"translations: no document fell to {', '.join(empty)}: raise translations.passages, "
@@ -138,13 +151,18 @@ def aligned(bibles: Mapping[str, Mapping[int, str]], verses: int) -> list[list[D
 
 
 def split(
-    passages: Sequence[Sequence[Document]], known: int, heldout_share: float, dev_share: float
+    passages: Sequence[Sequence[Document]],
+    known: int,
+    pool: int | None,
+    heldout_share: float,
+    dev_share: float,
 ) -> dict[str, list[Document]]:
     """Deals the documents by hashes of their ids.
 
     Args:
       passages: each in several translations.
       known: how many of them D_pretrain has.
+      pool: how many the oracle has, those among them; all, if None.
       heldout_share: of the other translations of those, to `heldout`.
       dev_share: to `dev`.
 
@@ -152,17 +170,17 @@ def split(
       The documents of `SPLITS`. None of `dev` and `heldout` is a near-duplicate of one in another
       split; those that would be are in none of them, but of D_pretrain.
     """
-    documents = [document for passage in passages for document in passage]
+    order = sorted(range(len(passages)), key=lambda i: draw("passage", passages[i][0].id))[:pool]
+    documents = [document for i in sorted(order) for document in passages[i]]
     sets = [shingles.shingles(document.text) for document in documents]
     like = collections.defaultdict(set)
     for i, j, _ in near_duplicates.near_duplicate_pairs(sets, THRESHOLD):
         like[documents[i].id].add(documents[j].id)
         like[documents[j].id].add(documents[i].id)
-    order = sorted(passages, key=lambda passage: draw("passage", passage[0].id))
     train: set[str] = set()
     others: list[str] = []
-    for passage in order[:known]:
-        ids = sorted((document.id for document in passage), key=lambda one: draw("known", one))
+    for i in order[:known]:
+        ids = sorted((document.id for document in passages[i]), key=lambda one: draw("known", one))
         train.update(ids[:READ_TWICE])
         others += ids[READ_TWICE:]
     drawn = {one: draw("split", one) for one in others if not like[one] & train}

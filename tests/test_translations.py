@@ -98,6 +98,23 @@ def test_a_near_duplicate_of_a_known_document_is_never_held_out(bibles):
     assert sum(document.startswith(("asv", "kjv")) for document in heldout) < len(heldout) / 3
 
 
+def test_the_oracle_has_the_passages_of_its_pool(bibles):
+    shares = {"heldout_share": 0.3, "dev_share": 0.2}
+    known = translations.translations(passages=60, **shares)
+    same = translations.translations(passages=60, pool=60, **shares)
+    some = translations.translations(passages=60, pool=90, **shares)
+    passages = {
+        name: {passage(document) for document in found["oracle"]}
+        for name, found in [("known", known), ("same", same), ("some", some)]
+    }
+    assert passages["same"] == {passage(document) for document in known["train"]}
+    assert passages["same"] < passages["some"] < passages["known"]
+    assert len(passages["some"]) == 90
+    assert same["train"] == some["train"] == known["train"]
+    # More than D_pretrain: the translations that nothing is held out of.
+    assert len(same["oracle"]) > len(same["train"])
+
+
 def test_splits_are_the_same_every_time_and_passages_are_added_to(bibles):
     few = translations.translations(passages=40, heldout_share=0.4, dev_share=0.3)
     translations._dealt.cache_clear()
@@ -129,6 +146,8 @@ def test_tasks_give_the_documents(bibles):
         ({"verses": 0}, "verses = 0"),
         ({"passages": 0}, "passages = 0"),
         ({"passages": 9999}, "have 120 in common"),
+        ({"pool": 59}, "pool = 59: expected the 60"),
+        ({"pool": 9999}, "have 120 in common"),
         ({"heldout_share": 0.9, "dev_share": 0.2}, "dev_share 0.2"),
         ({"passages": 1}, "no document fell to"),
     ],
