@@ -99,10 +99,11 @@ def _dealt(
     dev_share: float,
 ) -> dict[str, list[Document]]:
     found = aligned({name: read(name) for name in names}, verses)
-    if len(found) < max(passages, pool or 0):
+    setting, most = ("passages", passages) if pool is None else ("pool", pool)
+    if len(found) < most:
         raise UserError(
-            f"translations.passages = {passages:,} and pool = {pool}: {', '.join(names)} have "
-            f"{len(found):,} in common of {verses} verses"
+            f"translations.{setting} = {most:,}: {', '.join(names)} have {len(found):,} in "
+            f"common of {verses} verses"
         )
     dealt = split(found, passages, pool, heldout_share, dev_share)
     if empty := [name for name in SPLITS if not dealt[name]]:
